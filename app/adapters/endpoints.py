@@ -1,0 +1,129 @@
+"""``/adapters``."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
+
+from app.adapters import peft_config
+from app.adapters.repository import AdapterRepository
+from app.adapters.schemas import AdapterName, AdapterRead, VersionRead
+from app.adapters.service import AdapterService, AdapterUpload, present_version
+from app.adapters.tables import AdapterVersion
+from app.base_models.repository import BaseModelRepository
+from app.base_models.schemas import Name
+from app.datasets.repository import DatasetRepository
+from app.dependencies import SessionDep, StorageDep, TenantDep
+from app.kit.downloads import download
+from app.kit.pagination import Cursor, Limit, Page, encode_cursor
+from app.kit.problems import Gone, responses
+from app.kit.storage import Storage
+
+router = APIRouter(prefix="/adapters", tags=["adapters"])
+_READ = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND)
+
+
+def adapter_service(session: SessionDep, tenant: TenantDep, storage: StorageDep) -> AdapterService:
+    """The service for the caller's tenant."""
+    bases, datasets = BaseModelRepository(session, tenant), DatasetRepository(session, tenant)
+    return AdapterService(AdapterRepository(session, tenant), bases, datasets, storage, tenant)
+
+
+ServiceDep = Annotated[AdapterService, Depends(adapter_service)]
+
+
+@router.post(
+    "",
+    status_code=HTTPStatus.CREATED,
+    operation_id="register_adapter",
+    responses=responses(
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.CONFLICT,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    ),
+)
+async def register(
+    service: ServiceDep,
+    name: Annotated[AdapterName, Form()],
+    base_model: Annotated[Name, Form()],
+    adapter_config: Annotated[UploadFile, File(description="PEFT's adapter_config.json of a plain LoRA.")],
+    adapter_model: Annotated[UploadFile, File(description="adapter_model.safetensors.")],
+    retain_set: Annotated[
+        str | None, Form(max_length=64, description="Retain set for jobs on this adapter that name none.")
+    ] = None,
+) -> AdapterRead:
+    """Register a LoRA adapter; it becomes version 1."""
+    config = await adapter_config.read(peft_config.MAX_BYTES)
+    upload = AdapterUpload(
+        name, base_model, config, adapter_model.file, adapter_model.size or 0, default_retain_set=retain_set
+    )
+    adapter = await service.register(upload)
+    return (await service.present([adapter]))[0]
+
+
+@router.get("", operation_id="list_adapters", responses=responses(HTTPStatus.UNAUTHORIZED))
+async def list_all(
+    service: ServiceDep, session: SessionDep, tenant: TenantDep, limit: Limit = 20, cursor: Cursor = None
+) -> Page[AdapterRead]:
+    """Adapters, newest first."""
+    rows, more = await AdapterRepository(session, tenant).page(limit, cursor)
+    following = encode_cursor(rows[-1].created_at, rows[-1].id) if more else None
+    return Page(data=await service.present(rows), has_more=more, next_cursor=following)
+
+
+@router.get("/{name}", operation_id="get_adapter", responses=_READ)
+async def get(name: str, service: ServiceDep) -> AdapterRead:
+    """One adapter."""
+    return (await service.present([await service.get(name)]))[0]
+
+
+@router.get("/{name}/versions", operation_id="list_adapter_versions", responses=_READ)
+async def list_versions(
+    name: str,
+    service: ServiceDep,
+    session: SessionDep,
+    tenant: TenantDep,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+) -> Page[VersionRead]:
+    """Versions of an adapter, newest first."""
+    adapter = await service.get(name)
+    rows, more = await AdapterRepository(session, tenant).version_page(adapter.id, limit, cursor)
+    following = encode_cursor(rows[-1].created_at, rows[-1].id) if more else None
+    return Page(data=[present_version(name, row) for row in rows], has_more=more, next_cursor=following)
+
+
+@router.get("/{name}/versions/{number}", operation_id="get_adapter_version", responses=_READ)
+async def get_version(name: str, number: str, service: ServiceDep) -> VersionRead:
+    """One version, by number or "head"."""
+    return present_version(name, await service.version(name, number))
+
+
+@router.get(
+    "/{name}/versions/{number}/download",
+    operation_id="download_adapter_version",
+    response_class=Response,
+    responses={
+        200: {"description": "tar.gz of a PEFT adapter directory", "content": {"application/gzip": {}}},
+        **responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.GONE),
+    },
+)
+@router.head("/{name}/versions/{number}/download", include_in_schema=False)
+async def download_version(
+    name: str, number: str, request: Request, service: ServiceDep, storage: StorageDep
+) -> Response:
+    """The version as a tar.gz; its strong ETag is its sha256."""
+    return archive_response(request, storage, name, await service.downloadable(name, number))
+
+
+def archive_response(request: Request, storage: Storage, name: str, version: AdapterVersion) -> Response:
+    """The archive of a version. Raises Gone when its bytes are no longer held."""
+    try:
+        path = storage.local_path(version.archive_key)
+    except FileNotFoundError:
+        raise Gone(f"the bytes of version {version.number} are no longer held") from None
+    filename = f"{name}-v{version.number}.tar.gz"
+    return download(request, path, sha256=version.archive_sha256, filename=filename, media_type="application/gzip")

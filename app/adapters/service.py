@@ -1,0 +1,224 @@
+"""Registering adapters and handing out their versions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from anyio import to_thread
+from sqlalchemy.exc import IntegrityError
+
+from app.adapters import peft_config, weights
+from app.adapters.archive import ArchiveDigest, write_archive
+from app.adapters.repository import AdapterRepository
+from app.adapters.schemas import AdapterRead, VersionRead
+from app.adapters.tables import Adapter, AdapterVersion
+from app.base_models.repository import BaseModelRepository
+from app.base_models.tables import BaseModelRow
+from app.datasets.repository import DatasetRepository
+from app.kit.ids import new_id
+from app.kit.problems import Conflict, Gone, Invalid, NotFound, invalid_field
+from app.kit.storage import Storage
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class AdapterUpload:
+    """A new adapter as it came in. `weights` is positioned at its start; `size` is its length in bytes."""
+
+    name: str
+    base_model: str
+    config: bytes
+    weights: BinaryIO
+    size: int
+    default_retain_set: str | None
+
+
+class AdapterService:
+    """Adapters of one tenant."""
+
+    def __init__(
+        self,
+        adapters: AdapterRepository,
+        bases: BaseModelRepository,
+        datasets: DatasetRepository,
+        storage: Storage,
+        tenant_id: str,
+    ) -> None:
+        self._adapters = adapters
+        self._bases = bases
+        self._datasets = datasets
+        self._storage = storage
+        self._tenant_id = tenant_id
+
+    async def register(self, upload: AdapterUpload) -> Adapter:
+        """Check an upload against its base model and store it as version 1 of a new adapter.
+
+        Raises:
+            Invalid: configuration or weights do not fit, or the base model is unknown.
+            Conflict: the name is taken.
+        """
+        taken = Conflict(f"an adapter named {upload.name!r} is registered already; take another name")
+        if await self._adapters.by_name(upload.name) is not None:
+            raise taken
+        base = await self._bases.by_name(upload.base_model)
+        if base is None:
+            raise invalid_field("/base_model", "no base model of this name is registered; POST /base-models first")
+        await self._check_retain_set(upload.default_retain_set)
+        adapter = Adapter(
+            id=new_id("ad"),
+            tenant_id=self._tenant_id,
+            base_model_id=base.id,
+            default_retain_set_id=upload.default_retain_set,
+            name=upload.name,
+            head=1,
+        )
+        version = await to_thread.run_sync(self._store, adapter, base, upload)
+        try:
+            await self._adapters.add(adapter, version)
+        except BaseException as error:
+            await to_thread.run_sync(self._discard, version)
+            if isinstance(error, IntegrityError):
+                raise taken from None
+            raise
+        return adapter
+
+    async def _check_retain_set(self, dataset_id: str | None) -> None:
+        if dataset_id is None:
+            return
+        dataset = await self._datasets.by_id(dataset_id)
+        if dataset is None or dataset.purpose != "retain" or dataset.purged_at is not None:
+            raise invalid_field("/retain_set", "no retain set with this id; POST /datasets?purpose=retain first")
+
+    def _store(self, adapter: Adapter, base: BaseModelRow, upload: AdapterUpload) -> AdapterVersion:
+        config = peft_config.parse(upload.config)
+        _check_base_name(config, base)
+        modules = weights.check_weights(upload.weights, upload.size, config, base.shapes)
+        fields = peft_config.export(config, base_model=base.name, revision=base.revision, modules=modules)
+        folder = f"tenants/{self._tenant_id}/adapters/{adapter.id}/1"
+        weights_key, archive_key = f"{folder}/{WEIGHTS_NAME}", f"{folder}/adapter.tar.gz"
+        with tempfile.TemporaryDirectory(prefix="lethe-") as name:
+            directory = Path(name)
+            digest = _spool(upload.weights, directory / WEIGHTS_NAME)
+            archive = self._put(directory, fields, adapter.name, weights_key, archive_key)
+        return AdapterVersion(
+            id=new_id("av"),
+            tenant_id=self._tenant_id,
+            adapter_id=adapter.id,
+            number=1,
+            config=fields,
+            weights_key=weights_key,
+            weights_sha256=digest,
+            archive_key=archive_key,
+            archive_sha256=archive.sha256,
+            archive_bytes=archive.bytes,
+        )
+
+    def _put(
+        self, directory: Path, fields: dict[str, object], name: str, weights_key: str, archive_key: str
+    ) -> ArchiveDigest:
+        (directory / "adapter_config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+        (directory / "README.md").write_text(uploaded_card(name, str(fields["base_model_name_or_path"])))
+        with (directory / WEIGHTS_NAME).open("rb") as source, self._storage.create(weights_key) as sink:
+            while chunk := source.read(1024**2):
+                sink.write(chunk)
+        with self._storage.create(archive_key) as sink:
+            return write_archive(sorted(directory.iterdir()), sink)
+
+    def _discard(self, version: AdapterVersion) -> None:
+        self._storage.delete(version.weights_key)
+        self._storage.delete(version.archive_key)
+
+    async def get(self, name: str) -> Adapter:
+        """The adapter of that name. Raises NotFound."""
+        adapter = await self._adapters.by_name(name)
+        if adapter is None:
+            raise NotFound("there is no adapter of this name; GET /adapters lists them")
+        return adapter
+
+    async def version(self, name: str, number: str) -> AdapterVersion:
+        """A version by number or "head". Raises NotFound."""
+        adapter = await self.get(name)
+        wanted = adapter.head if number == "head" else _number(number)
+        version = await self._adapters.version(adapter.id, wanted) if wanted else None
+        if version is None:
+            raise NotFound(f"adapter {name!r} has no such version; GET /adapters/{name}/versions lists them")
+        return version
+
+    async def downloadable(self, name: str, number: str) -> AdapterVersion:
+        """A version that may be handed out. Raises NotFound, or Gone when it was superseded or purged."""
+        version = await self.version(name, number)
+        if version.status != "ready":
+            raise Gone(f"version {version.number} is {version.status}; download 'head' instead")
+        return version
+
+    async def present(self, adapters: list[Adapter]) -> list[AdapterRead]:
+        """The outside view."""
+        bases = await self._adapters.base_names(adapters)
+        return [
+            AdapterRead(
+                id=adapter.id,
+                name=adapter.name,
+                base_model=bases[adapter.base_model_id],
+                head=adapter.head,
+                default_retain_set=adapter.default_retain_set_id,
+                created_at=adapter.created_at,
+            )
+            for adapter in adapters
+        ]
+
+
+def present_version(name: str, version: AdapterVersion) -> VersionRead:
+    """The outside view of a version of the adapter called `name`."""
+    return VersionRead.model_validate(
+        {
+            "adapter": name,
+            "version": version.number,
+            "status": version.status,
+            "sha256": version.archive_sha256,
+            "bytes": version.archive_bytes,
+            "weights_sha256": version.weights_sha256,
+            "source_version": version.source_version,
+            "run_id": version.run_id,
+            "created_at": version.created_at,
+            "superseded_at": version.superseded_at,
+        }
+    )
+
+
+def uploaded_card(name: str, base_model: str) -> str:
+    """The model card of an adapter as it was uploaded."""
+    return (
+        f"---\nlibrary_name: peft\nbase_model: {base_model}\nbase_model_relation: adapter\n"
+        "pipeline_tag: text-generation\ntags:\n- lora\n---\n\n"
+        f"# {name}, version 1\n\nThe adapter as it was uploaded; nothing was unlearned from it.\n"
+    )
+
+
+def _check_base_name(config: peft_config.PlainLora, base: BaseModelRow) -> None:
+    named = config.base_model_name_or_path
+    # Training on a local copy leaves a path here; its last part is the most that can be compared.
+    if named and named != base.name and Path(named).name not in {Path(base.name).name, Path(base.directory).name}:
+        raise Invalid(
+            "/adapter_config/base_model_name_or_path: names another base model than the field base_model; "
+            "register the adapter under its own base, or correct the name in adapter_config.json"
+        )
+
+
+def _spool(source: BinaryIO, target: Path) -> str:
+    source.seek(0)
+    digest = hashlib.sha256()
+    with target.open("wb") as sink:
+        while chunk := source.read(1024**2):
+            digest.update(chunk)
+            sink.write(chunk)
+    return digest.hexdigest()
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None

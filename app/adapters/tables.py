@@ -1,0 +1,55 @@
+"""Adapters and their immutable versions."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, UniqueConstraint, func
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.kit.db import Base
+
+
+class Adapter(Base):
+    """A named LoRA series on one base model. `head` is the number of its newest ready version."""
+
+    __tablename__ = "adapters"
+    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    base_model_id: Mapped[str] = mapped_column(ForeignKey("base_models.id"))
+    default_retain_set_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    name: Mapped[str]
+    head: Mapped[int]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class AdapterVersion(Base):
+    """One immutable version: its PEFT configuration, and the blobs of its weights and of its archive."""
+
+    __tablename__ = "adapter_versions"
+    __table_args__ = (
+        UniqueConstraint("adapter_id", "number"),
+        # A run may register one version, so that a repeated task cannot register a second.
+        UniqueConstraint("run_id"),
+        CheckConstraint("status IN ('ready', 'superseded', 'purged')", name="status"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"))
+    number: Mapped[int]
+    status: Mapped[str] = mapped_column(default="ready")
+    config: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    weights_key: Mapped[str]
+    weights_sha256: Mapped[str]
+    archive_key: Mapped[str]
+    archive_sha256: Mapped[str]
+    archive_bytes: Mapped[int] = mapped_column(BigInteger)
+    source_version: Mapped[int | None]
+    run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    superseded_at: Mapped[datetime | None]

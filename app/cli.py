@@ -1,0 +1,40 @@
+"""The command line `lethe`. Exit status: 0 done, 1 failed, 2 wrong usage."""
+
+import sys
+
+import typer
+
+from app.client import ClientError
+from app.commands import jobs, registry, service
+from app.embedded.process import EmbeddedError
+
+# Tracebacks with local variables would print keys and records.
+app = typer.Typer(
+    name="lethe",
+    help="Remove chosen records from LoRA adapters, and prove what was done.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(service.up)
+app.command()(service.demo)
+app.command()(jobs.submit)
+app.command()(jobs.status)
+app.command()(jobs.download)
+app.command("register-base")(registry.register_base)
+app.command("register-adapter")(registry.register_adapter)
+app.command()(service.migrate)
+app.command()(service.bootstrap)
+
+
+def main() -> None:
+    """Runs a command; an expected failure becomes one message and exit status 1."""
+    try:
+        app()
+    except (ClientError, EmbeddedError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""The service's HTTP client for the command line: what it sends, what it checks, how it fails.
+
+ClientError
+├── UnreachableError       no answer at all
+├── ApiError               an answer that says no (problem+json)
+└── DamagedDownloadError   bytes that are not what the service announced
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from pydantic import BaseModel, ConfigDict
+
+TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+RECORDS = "application/jsonl"
+
+
+class ClientError(Exception):
+    """A request did not do what it should; the text is for the person at the terminal."""
+
+
+class UnreachableError(ClientError):
+    """Nothing answered at the address."""
+
+
+class DamagedDownloadError(ClientError):
+    """The downloaded bytes do not have the announced digest."""
+
+
+class FieldError(BaseModel):
+    """One entry of a problem's `errors`."""
+
+    pointer: str = ""
+    detail: str = ""
+
+
+class Problem(BaseModel):
+    """A problem+json body (RFC 9457) as the service writes it."""
+
+    title: str = ""
+    detail: str | None = None
+    code: str | None = None
+    request_id: str | None = None
+    errors: list[FieldError] = []
+
+
+class ApiError(ClientError):
+    """The service answered with an error."""
+
+    def __init__(self, status: int, problem: Problem) -> None:
+        super().__init__(status, problem)
+        self.status = status
+        self.problem = problem
+
+    @classmethod
+    def from_response(cls, response: httpx.Response) -> Self:
+        """Reads the problem; a body of another kind (a proxy's page) is not repeated."""
+        media_type = response.headers.get("content-type", "").partition(";")[0]
+        if media_type == "application/problem+json":
+            return cls(response.status_code, Problem.model_validate_json(response.content))
+        return cls(response.status_code, Problem(title=response.reason_phrase))
+
+    def __str__(self) -> str:
+        problem = self.problem
+        code = f" [{problem.code}]" if problem.code else ""
+        lines = [f"{self.status} {problem.detail or problem.title}{code}"]
+        lines += [f"  {error.pointer}: {error.detail}" for error in problem.errors]
+        if problem.request_id:
+            lines.append(f"  request id: {problem.request_id}")
+        return "\n".join(lines)
+
+
+class Progress(BaseModel):
+    """How far a job is."""
+
+    step: int = 0
+    total_steps: int | None = None
+    percent: float = 0.0
+    eta_seconds: float | None = None
+    queue_position: int | None = None
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class Job(BaseModel):
+    """An unlearn job, the fields that the command line shows; the others are kept as they came."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    status: str
+    phase: str | None = None
+    adapter: str
+    source_version: int | None = None
+    result_version: int | None = None
+    attempt: int = 0
+    verdict: str | None = None
+    progress: Progress = Progress()
+    error: JobError | None = None
+    subject_request_id: str | None = None
+    due_at: str | None = None
+    created_at: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the status will not change any more by itself."""
+        return self.status not in {"queued", "running"}
+
+
+class LetheClient:
+    """One connection to the service; use it as a context manager."""
+
+    def __init__(self, url: str, api_key: str) -> None:
+        self._url = url
+        self._http = httpx.Client(
+            base_url=url,
+            headers={"Authorization": f"Bearer {api_key}", "User-Agent": "lethe-cli"},
+            timeout=TIMEOUT,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def register_base_model(self, name: str, source: str) -> dict[str, Any]:
+        """Registers a base model from a folder under the service's model roots, or a hub id."""
+        return self._json("POST", "/base-models", json={"name": name, "source": source})
+
+    def base_model(self, name: str) -> dict[str, Any]:
+        """A registered base model."""
+        return self._json("GET", f"/base-models/{name}")
+
+    def register_adapter(self, name: str, base_model: str, folder: Path) -> dict[str, Any]:
+        """Uploads the two files of a PEFT folder as version 1 of a new adapter."""
+        with (
+            (folder / "adapter_config.json").open("rb") as config,
+            (folder / "adapter_model.safetensors").open("rb") as weights,
+        ):
+            return self._json(
+                "POST",
+                "/adapters",
+                data={"name": name, "base_model": base_model},
+                files={
+                    "adapter_config": ("adapter_config.json", config, "application/json"),
+                    "adapter_model": ("adapter_model.safetensors", weights, "application/octet-stream"),
+                },
+            )
+
+    def upload_dataset(self, path: Path, purpose: str) -> str:
+        """Streams a JSON Lines file; the dataset's id."""
+        with path.open("rb") as records:
+            dataset = self._json(
+                "POST",
+                "/datasets",
+                params={"purpose": purpose},
+                content=records,
+                headers={"Content-Type": RECORDS},
+            )
+        return str(dataset["id"])
+
+    def submit(self, body: dict[str, Any]) -> Job:
+        """Posts an unlearn job."""
+        return Job.model_validate(self._json("POST", "/unlearn-jobs", json=body))
+
+    def job(self, job_id: str) -> Job:
+        """The job as it stands."""
+        return Job.model_validate(self._json("GET", f"/unlearn-jobs/{job_id}"))
+
+    def evaluation(self, job_id: str) -> dict[str, Any]:
+        """The evaluation of a job's result."""
+        return self._json("GET", f"/unlearn-jobs/{job_id}/evaluation")
+
+    def download(self, path: str, destination: Path) -> str:
+        """Saves the bytes at `path` under `destination` in one step; their verified sha256."""
+        with self._answers(), self._http.stream("GET", path) as response:
+            if response.is_error:
+                response.read()
+                raise ApiError.from_response(response)
+            announced: str = response.headers.get("etag", "").strip('"')
+            with replaced_file(destination) as (file, temporary):
+                digest = hashlib.sha256()
+                for chunk in response.iter_raw():
+                    digest.update(chunk)
+                    file.write(chunk)
+                if digest.hexdigest() != announced:
+                    raise DamagedDownloadError(f"{path}: sha256 is {digest.hexdigest()}, announced {announced}")
+                temporary.chmod(0o644)
+        return announced
+
+    def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401 - handed to httpx as it is
+        with self._answers():
+            response = self._http.request(method, path, **request)
+        if response.is_error:
+            raise ApiError.from_response(response)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    @contextmanager
+    def _answers(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            raise UnreachableError(f"no answer from {self._url}: {reason}") from error
+
+
+@contextmanager
+def replaced_file(destination: Path) -> Iterator[tuple[Any, Path]]:
+    """A temporary file beside `destination` that takes its place when the block succeeds."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{destination.name}.", dir=destination.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file, temporary
+        temporary.replace(destination)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

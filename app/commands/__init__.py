@@ -1,0 +1,1 @@
+"""The commands of `lethe`, one module per group."""

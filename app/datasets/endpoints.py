@@ -1,0 +1,114 @@
+"""``/datasets``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.datastructures import UploadFile
+
+from app.datasets.repository import DatasetRepository
+from app.datasets.schemas import DatasetRead, Purpose
+from app.datasets.service import DatasetService, present
+from app.dependencies import SessionDep, SettingsDep, StorageDep, TenantDep
+from app.kit.pagination import Cursor, Limit, Page, encode_cursor
+from app.kit.problems import UnsupportedMediaType, invalid_field, responses
+
+router = APIRouter(prefix="/datasets", tags=["datasets"])
+
+JSON_LINES = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
+_UPLOAD_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/jsonl": {"schema": {"type": "string"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            },
+        },
+    }
+}
+
+
+def dataset_service(
+    session: SessionDep, tenant: TenantDep, storage: StorageDep, settings: SettingsDep
+) -> DatasetService:
+    """The service for the caller's tenant."""
+    return DatasetService(DatasetRepository(session, tenant), storage, settings, tenant)
+
+
+ServiceDep = Annotated[DatasetService, Depends(dataset_service)]
+
+
+@router.post(
+    "",
+    status_code=HTTPStatus.CREATED,
+    operation_id="upload_dataset",
+    openapi_extra=_UPLOAD_BODY,
+    responses=responses(
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    ),
+)
+async def upload(
+    request: Request,
+    service: ServiceDep,
+    purpose: Annotated[Purpose, Query(description="What the records are for.")],
+) -> DatasetRead:
+    """Upload records as JSON Lines, encrypted as they arrive."""
+    return present(await service.upload(purpose, _body(request)))
+
+
+@router.get("", operation_id="list_datasets", responses=responses(HTTPStatus.UNAUTHORIZED))
+async def list_all(
+    session: SessionDep, tenant: TenantDep, limit: Limit = 20, cursor: Cursor = None
+) -> Page[DatasetRead]:
+    """Datasets, newest first."""
+    rows, more = await DatasetRepository(session, tenant).page(limit, cursor)
+    following = encode_cursor(rows[-1].created_at, rows[-1].id) if more else None
+    return Page(data=[present(row) for row in rows], has_more=more, next_cursor=following)
+
+
+@router.get(
+    "/{dataset_id}",
+    operation_id="get_dataset",
+    responses=responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND),
+)
+async def get(dataset_id: str, service: ServiceDep) -> DatasetRead:
+    """What is known of a dataset."""
+    return present(await service.get(dataset_id))
+
+
+@router.delete(
+    "/{dataset_id}",
+    status_code=HTTPStatus.NO_CONTENT,
+    operation_id="purge_dataset",
+    responses=responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+)
+async def purge(dataset_id: str, service: ServiceDep) -> None:
+    """Purge a dataset now: its key is destroyed, then its bytes."""
+    await service.purge(dataset_id)
+
+
+async def _body(request: Request) -> AsyncIterator[bytes]:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in JSON_LINES:
+        async for data in request.stream():
+            yield data
+    elif kind == "multipart/form-data":
+        async with request.form(max_files=1, max_fields=0) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise invalid_field("/file", "send the JSON Lines file as the form field 'file'")
+            while data := await file.read(1024**2):
+                yield data
+    else:
+        raise UnsupportedMediaType("send application/jsonl, or multipart/form-data with a field 'file'")

@@ -1,0 +1,129 @@
+"""Takes a dataset in as it arrives: checked line by line, encrypted at once, nothing kept when a line is bad."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+
+from app.datasets.records import Record, RecordError, digest, parse_record
+from app.kit.crypto import EncryptingWriter, KeyRing, WrappedKey, new_data_key
+from app.kit.ids import new_id
+from app.kit.problems import MAX_ERRORS, FieldError, Invalid, TooLarge
+from app.kit.storage import Storage
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a dataset may hold."""
+
+    record_bytes: int
+    records: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A dataset whose blobs are in place. `sha256` is that of the bytes as they were sent."""
+
+    dataset_id: str
+    records: int
+    bytes: int
+    sha256: str
+    blob_key: str
+    digests_key: str
+    wrapped: WrappedKey
+
+
+def context(tenant_id: str, dataset_id: str, part: str) -> str:
+    """The associated data that binds ciphertext to its place."""
+    return f"{tenant_id}/{dataset_id}/{part}"
+
+
+def salt_of(tenant_id: str, pepper: bytes) -> bytes:
+    """The key of a tenant's record digests: equal records of two tenants have unequal digests."""
+    return hashlib.blake2b(f"records/{tenant_id}".encode(), key=pepper[:64], digest_size=32).digest()
+
+
+class Intake:
+    """A context manager around one upload. Blobs appear when the block ends without an exception."""
+
+    def __init__(self, storage: Storage, ring: KeyRing, tenant_id: str, salt: bytes, limits: Limits) -> None:
+        self.dataset_id = new_id("ds")
+        folder = f"tenants/{tenant_id}/datasets/{self.dataset_id}"
+        self._keys = f"{folder}/records", f"{folder}/digests"
+        self._storage = storage
+        self._salt = salt
+        self._limits = limits
+        self._data_key = new_data_key()
+        self._wrapped = ring.wrap(self._data_key, context(tenant_id, self.dataset_id, "key"))
+        self._contexts = [context(tenant_id, self.dataset_id, part) for part in ("records", "digests")]
+        self._hash = hashlib.sha256()
+        self._bytes = self._lines = self._records = 0
+        self._rest = bytearray()
+        self._errors: list[FieldError] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Intake:
+        sinks = [self._stack.enter_context(self._storage.create(key)) for key in self._keys]
+        self._blob, self._digests = (
+            EncryptingWriter(sink, self._data_key, bound) for sink, bound in zip(sinks, self._contexts, strict=True)
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body.
+
+        Raises:
+            TooLarge: a line or the number of records exceeds its limit.
+        """
+        self._hash.update(data)
+        self._bytes += len(data)
+        *lines, rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            self._line(bytes(line))
+        self._rest = bytearray(rest)
+        if len(self._rest) > self._limits.record_bytes:
+            self._too_long()
+
+    def finish(self) -> Stored:
+        """Close the blobs.
+
+        Raises:
+            Invalid: some lines were no records (the first 20 are named by number), or there were none at all.
+        """
+        self._line(bytes(self._rest))
+        if self._errors:
+            raise Invalid(f"{self._errors[0].pointer}: {self._errors[0].detail}", errors=self._errors)
+        if not self._records:
+            raise Invalid("the dataset is empty: send one JSON record per line")
+        self._blob.close()
+        self._digests.close()
+        return Stored(self.dataset_id, self._records, self._bytes, self._hash.hexdigest(), *self._keys, self._wrapped)
+
+    def add(self, record: Record, line: bytes) -> None:
+        """Store one record, whose line ends with a newline."""
+        self._records += 1
+        if self._records > self._limits.records:
+            raise TooLarge(f"more than {self._limits.records} records; split the dataset")
+        self._blob.write(line)
+        self._digests.write(digest(record, self._salt))
+
+    def _line(self, line: bytes) -> None:
+        self._lines += 1
+        if len(line) > self._limits.record_bytes:
+            self._too_long()
+        if not line.strip() or len(self._errors) >= MAX_ERRORS:
+            return
+        try:
+            self.add(parse_record(line), line.rstrip(b"\r") + b"\n")
+        except RecordError as error:
+            self._errors.append(FieldError(f"/lines/{self._lines}", f"line {self._lines}: {error}"))
+
+    def _too_long(self) -> None:
+        raise TooLarge(f"line {max(self._lines, 1)} or the one after it exceeds {self._limits.record_bytes} bytes")

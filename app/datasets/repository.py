@@ -1,0 +1,49 @@
+"""Queries on datasets."""
+
+from __future__ import annotations
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app import outbox
+from app.datasets import purging
+from app.datasets.tables import Dataset
+from app.jobs.tables import UnlearnJob
+from app.kit.pagination import newest_first, split_page
+
+
+class DatasetRepository:
+    """Datasets of one tenant."""
+
+    def __init__(self, session: AsyncSession, tenant_id: str) -> None:
+        self._session = session
+        self._tenant_id = tenant_id
+        self._mine = select(Dataset).where(Dataset.tenant_id == tenant_id)
+
+    async def by_id(self, dataset_id: str, *, lock: bool = False) -> Dataset | None:
+        """The dataset with that id; `lock` keeps others from purging it until the transaction ends."""
+        statement = self._mine.where(Dataset.id == dataset_id)
+        return await self._session.scalar(statement.with_for_update() if lock else statement)
+
+    async def page(self, limit: int, cursor: str | None) -> tuple[list[Dataset], bool]:
+        """One page, newest first, and whether more follow."""
+        statement = newest_first(self._mine, Dataset.created_at, Dataset.id, limit, cursor)
+        return split_page((await self._session.scalars(statement)).all(), limit)
+
+    async def needed_by(self, dataset_id: str) -> str | None:
+        """A job that has not ended and needs the dataset."""
+        needs = purging.needs(dataset_id)
+        return await self._session.scalar(
+            select(UnlearnJob.id).where(UnlearnJob.tenant_id == self._tenant_id, needs).limit(1)
+        )
+
+    async def add(self, dataset: Dataset) -> None:
+        """Store a new one."""
+        self._session.add(dataset)
+        await self._session.flush()
+        await self._session.refresh(dataset)
+
+    async def shred(self, dataset: Dataset) -> None:
+        """Destroy the data key, and have the blobs removed once that is committed."""
+        await self._session.execute(purging.shred(dataset.id))
+        await self._session.execute(outbox.delete_blobs(dataset.id))

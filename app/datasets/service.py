@@ -1,0 +1,121 @@
+"""Uploading, finding and purging datasets."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from typing import cast
+
+from anyio import to_thread
+from sqlalchemy import func
+
+from app.datasets.intake import Intake, Limits, Stored, salt_of
+from app.datasets.records import Record, to_line
+from app.datasets.repository import DatasetRepository
+from app.datasets.schemas import DatasetRead, Purpose
+from app.datasets.tables import Dataset
+from app.datasets.vault import Vault
+from app.kit.problems import Conflict, NotFound
+from app.kit.storage import Storage
+from app.settings import Settings
+
+
+class DatasetService:
+    """Datasets of one tenant."""
+
+    def __init__(self, repository: DatasetRepository, storage: Storage, settings: Settings, tenant_id: str) -> None:
+        self._repository = repository
+        self._storage = storage
+        self._settings = settings
+        self._tenant_id = tenant_id
+        self.vault = Vault(storage, settings.key_ring)
+
+    async def upload(self, purpose: Purpose, body: AsyncIterator[bytes]) -> Dataset:
+        """Store what arrives as a new dataset.
+
+        Raises:
+            Invalid: a line is no record, or there is none.
+            TooLarge: a limit is exceeded.
+        """
+        intake = self._intake()
+        # Entering and leaving touch the disk as feeding does; the context manager itself is cheap.
+        with intake:
+            async for data in body:
+                await to_thread.run_sync(intake.feed, data)
+            stored = await to_thread.run_sync(intake.finish)
+        return await self._register(purpose, stored)
+
+    async def store_records(self, purpose: Purpose, records: Sequence[Record]) -> Dataset:
+        """Store records that came inside a request."""
+        intake = self._intake()
+
+        def write() -> Stored:
+            with intake:
+                for record in records:
+                    intake.feed(to_line(record))
+                return intake.finish()
+
+        return await self._register(purpose, await to_thread.run_sync(write))
+
+    async def get(self, dataset_id: str) -> Dataset:
+        """The dataset with that id. Raises NotFound."""
+        dataset = await self._repository.by_id(dataset_id)
+        if dataset is None:
+            raise NotFound("there is no dataset with this id; GET /datasets lists them")
+        return dataset
+
+    async def purge(self, dataset_id: str) -> None:
+        """Destroy the data key now; the light worker removes the blobs. Repeating it does no harm.
+
+        Raises:
+            NotFound: no such dataset.
+            Conflict: a job that has not ended needs it.
+        """
+        await self.get(dataset_id)
+        dataset = await self._repository.by_id(dataset_id, lock=True)
+        if dataset is None or dataset.purged_at is not None:
+            return
+        job_id = await self._repository.needed_by(dataset_id)
+        if job_id is not None:
+            raise Conflict(f"job {job_id} needs this dataset; cancel it or wait for its end")
+        await self._repository.shred(dataset)
+
+    def _intake(self) -> Intake:
+        limits = Limits(self._settings.max_record_bytes, self._settings.max_records)
+        salt = salt_of(self._tenant_id, self._settings.pepper)
+        return Intake(self._storage, self._settings.key_ring, self._tenant_id, salt, limits)
+
+    async def _register(self, purpose: Purpose, stored: Stored) -> Dataset:
+        dataset = Dataset(
+            id=stored.dataset_id,
+            tenant_id=self._tenant_id,
+            purpose=purpose,
+            records=stored.records,
+            size=stored.bytes,
+            sha256=stored.sha256,
+            blob_key=stored.blob_key,
+            digests_key=stored.digests_key,
+            key_id=stored.wrapped.key_id,
+            wrapped_key=stored.wrapped.ciphertext,
+            purge_at=func.now() + timedelta(days=self._settings.dataset_retention_days),
+        )
+        try:
+            await self._repository.add(dataset)
+        except BaseException:
+            await to_thread.run_sync(self.vault.delete_blobs, dataset)
+            raise
+        return dataset
+
+
+def present(dataset: Dataset) -> DatasetRead:
+    """The outside view."""
+    return DatasetRead(
+        id=dataset.id,
+        purpose=cast(Purpose, dataset.purpose),
+        records=dataset.records,
+        bytes=dataset.size,
+        sha256=dataset.sha256,
+        created_at=dataset.created_at,
+        purge_at=dataset.purge_at,
+        purged_at=dataset.purged_at,
+    )

@@ -1,0 +1,34 @@
+"""Uploaded records: what is known about them, never the records themselves."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, LargeBinary, func
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.kit.db import Base
+
+
+class Dataset(Base):
+    """An encrypted dataset. Purging destroys its data key first, so that no copy of the blob opens again."""
+
+    __tablename__ = "datasets"
+    __table_args__ = (
+        CheckConstraint("purpose IN ('forget', 'retain', 'holdout')", name="purpose"),
+        CheckConstraint("(purged_at IS NULL) = (wrapped_key IS NOT NULL)", name="purged_without_key"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), index=True)
+    purpose: Mapped[str]
+    records: Mapped[int] = mapped_column(BigInteger)
+    size: Mapped[int] = mapped_column("bytes", BigInteger)
+    sha256: Mapped[str]
+    blob_key: Mapped[str]
+    digests_key: Mapped[str]
+    key_id: Mapped[str]
+    wrapped_key: Mapped[bytes | None] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    purge_at: Mapped[datetime] = mapped_column(index=True)
+    purged_at: Mapped[datetime | None]

@@ -1,0 +1,52 @@
+"""Opens and destroys stored datasets. Used by the web side and by workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from app.datasets.intake import context
+from app.datasets.tables import Dataset
+from app.kit.crypto import CryptoError, KeyRing, WrappedKey, decrypt_stream
+from app.kit.storage import Storage
+
+DIGEST_BYTES = 16
+
+
+class Vault:
+    """The way from a dataset's row to its plaintext."""
+
+    def __init__(self, storage: Storage, ring: KeyRing) -> None:
+        self._storage = storage
+        self._ring = ring
+
+    def lines(self, dataset: Dataset) -> Iterator[bytes]:
+        """The records' lines, without line ends.
+
+        Raises:
+            CryptoError: the dataset was purged, or its blob was changed.
+            FileNotFoundError: the blob is gone.
+        """
+        rest = b""
+        for chunk in self._chunks(dataset, dataset.blob_key, "records"):
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from lines
+        if rest:
+            yield rest
+
+    def digests(self, dataset: Dataset) -> set[bytes]:
+        """The salted digests of the records. Raises as `lines` does."""
+        raw = b"".join(self._chunks(dataset, dataset.digests_key, "digests"))
+        return {raw[start : start + DIGEST_BYTES] for start in range(0, len(raw), DIGEST_BYTES)}
+
+    def delete_blobs(self, dataset: Dataset) -> None:
+        """Remove the ciphertext. Whoever calls this has destroyed the data key before."""
+        self._storage.delete(dataset.blob_key)
+        self._storage.delete(dataset.digests_key)
+
+    def _chunks(self, dataset: Dataset, key: str, part: str) -> Iterator[bytes]:
+        if dataset.wrapped_key is None:
+            raise CryptoError("the dataset was purged")
+        wrapped = WrappedKey(dataset.key_id, dataset.wrapped_key)
+        data_key = self._ring.unwrap(wrapped, context(dataset.tenant_id, dataset.id, "key"))
+        with self._storage.open(key) as blob:
+            yield from decrypt_stream(blob, data_key, context(dataset.tenant_id, dataset.id, part))

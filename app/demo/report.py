@@ -1,0 +1,87 @@
+"""What the demo shows at its end."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from app.demo.files import DemoFiles
+from app.demo.measure import METRICS, SETS, Measurement
+
+SHOWN_ANSWERS = 4
+TITLES = {
+    "probability": "answer probability",
+    "extraction_strength": "extraction strength",
+    "exact_memorisation": "exact memorisation",
+    "rouge_l_recall": "ROUGE-L recall",
+    "nll": "NLL per token",
+}
+SET_TITLES = {"forget": "Forgotten on request", "retain": "Kept"}
+
+
+def show_answers(console: Console, measured: Mapping[str, Measurement]) -> None:
+    """Questions with the answers before, after, and of an adapter that never saw the forgotten records."""
+    for name in SETS:
+        table = Table(title=SET_TITLES[name], title_justify="left", show_lines=True)
+        for heading in ("question", "before", "after", "never trained on it"):
+            table.add_column(heading, overflow="fold", ratio=1)
+        answers = [measured[model]["answers"][name] for model in ("source", "result", "control")]
+        for before, after, control in list(zip(*answers, strict=True))[:SHOWN_ANSWERS]:
+            texts = (before["prompt"], before["generated"], after["generated"], control["generated"])
+            table.add_row(*(Text(text.strip()) for text in texts))
+        console.print(table)
+
+
+def show_metrics(console: Console, measured: Mapping[str, Measurement]) -> None:
+    """Every metric of every model, as measured outside the service."""
+    table = Table(title="Measured outside the service", title_justify="left")
+    table.add_column("set")
+    table.add_column("metric")
+    for heading in ("before", "after", "never trained on it", "base alone"):
+        table.add_column(heading, justify="right")
+    for name in SETS:
+        for metric in METRICS:
+            models = ("source", "result", "control", "base")
+            values = [f"{measured[model]['sets'][name][metric]:.4f}" for model in models]
+            table.add_row(name if metric == METRICS[0] else "", TITLES[metric], *values)
+        table.add_section()
+    console.print(table)
+
+
+def show_checks(console: Console, gate: Mapping[str, Any]) -> None:
+    """The gate's verdict with the thresholds."""
+    table = Table(title=f"Gate: {gate['verdict']}", title_justify="left")
+    for heading in ("check", "value", "threshold", "outcome"):
+        table.add_column(heading)
+    for check in gate["checks"]:
+        value = "not measured" if check["value"] is None else f"{check['value']:.4f}"
+        outcome = Text("passed", "green") if check["passed"] else Text("failed", "bold red")
+        table.add_row(check["description"], value, f"{check['comparison']} {check['limit']:g}", outcome)
+    console.print(table)
+
+
+def show_times(console: Console, times: Mapping[str, float]) -> None:
+    """Seconds per phase."""
+    table = Table(title="Time", title_justify="left")
+    table.add_column("phase")
+    table.add_column("seconds", justify="right")
+    for name, seconds in times.items():
+        table.add_row(name, f"{seconds:.1f}")
+    console.print(table)
+
+
+def show_place(console: Console, archive: Path, folder: Path, files: DemoFiles) -> None:
+    """Where the result lies and how to load it."""
+    console.print(f"\nThe unlearned adapter: {folder}\nThe archive as released: {archive}\n")
+    console.print("Load it with PEFT:\n")
+    lines = (
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM",
+        "",
+        f'base = AutoModelForCausalLM.from_pretrained("{files.base}")',
+        f'model = PeftModel.from_pretrained(base, "{folder}")',
+    )
+    console.print(Text("\n".join(f"    {line}" for line in lines)))

@@ -1,0 +1,67 @@
+"""What endpoints ask for: a session that is one transaction, the caller, the settings, the storage."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from app.auth.keys import key_hash
+from app.auth.tables import ApiKey
+from app.kit.problems import Unauthenticated
+from app.kit.storage import Storage
+from app.settings import Settings
+
+_bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: Bearer lethe_...`")
+
+
+def settings_of(request: Request) -> Settings:
+    """The settings of this application."""
+    return cast(Settings, request.app.state.settings)
+
+
+def storage_of(request: Request) -> Storage:
+    """The storage of this application."""
+    return cast(Storage, request.app.state.storage)
+
+
+async def open_session(request: Request) -> AsyncIterator[AsyncSession]:
+    """One transaction per request: committed when the endpoint returns, before its answer is sent."""
+    sessions = cast("async_sessionmaker[AsyncSession]", request.app.state.sessions)
+    async with sessions() as session, session.begin():
+        yield session
+
+
+SettingsDep = Annotated[Settings, Depends(settings_of)]
+StorageDep = Annotated[Storage, Depends(storage_of)]
+# Scope "function" ends the transaction before the answer leaves: nobody is told of a thing that was not committed.
+SessionDep = Annotated[AsyncSession, Depends(open_session, scope="function")]
+
+
+async def authenticate(
+    session: SessionDep,
+    settings: SettingsDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> str:
+    """The tenant of the caller's key.
+
+    Raises:
+        Unauthenticated: no key, or one that is unknown or revoked.
+    """
+    challenge = {"WWW-Authenticate": "Bearer"}
+    if credentials is None:
+        raise Unauthenticated("send an API key as 'Authorization: Bearer lethe_...'", headers=challenge)
+    digest = key_hash(credentials.credentials, settings.pepper)
+    tenant_id = await session.scalar(
+        select(ApiKey.tenant_id).where(ApiKey.hash == digest, ApiKey.revoked_at.is_(None))
+    )
+    if tenant_id is None:
+        raise Unauthenticated("this API key is unknown or revoked", headers=challenge)
+    return tenant_id
+
+
+TenantDep = Annotated[str, Depends(authenticate)]

@@ -1,0 +1,1 @@
+"""Lethe on one machine: Postgres and Redis from wheels, and a supervisor for all processes."""

@@ -1,0 +1,184 @@
+"""``/unlearn-jobs``."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+
+from app.adapters.endpoints import archive_response
+from app.adapters.repository import AdapterRepository
+from app.adapters.schemas import AdapterName
+from app.datasets.endpoints import dataset_service
+from app.datasets.repository import DatasetRepository
+from app.datasets.service import DatasetService
+from app.dependencies import SessionDep, SettingsDep, StorageDep, TenantDep
+from app.evaluations.schemas import EvaluationRead
+from app.jobs.present import present, present_event
+from app.jobs.repository import JobRepository
+from app.jobs.schemas import EventRead, JobCreate, JobRead, Status
+from app.jobs.service import AlreadyAccepted, JobService
+from app.kit.pagination import Cursor, Limit, Page, encode_cursor
+from app.kit.problems import Conflict, Gone, NotFound, invalid_field, responses
+
+router = APIRouter(prefix="/unlearn-jobs", tags=["unlearn jobs"])
+_READ = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND)
+_CHANGE = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
+RETRY_AFTER = "2"
+
+
+def job_service(
+    session: SessionDep,
+    tenant: TenantDep,
+    settings: SettingsDep,
+    uploads: Annotated[DatasetService, Depends(dataset_service)],
+) -> JobService:
+    """The service for the caller's tenant."""
+    adapters, datasets = AdapterRepository(session, tenant), DatasetRepository(session, tenant)
+    return JobService(JobRepository(session, tenant), adapters, datasets, uploads, settings, tenant)
+
+
+ServiceDep = Annotated[JobService, Depends(job_service)]
+
+
+@router.post(
+    "",
+    status_code=HTTPStatus.ACCEPTED,
+    operation_id="create_unlearn_job",
+    responses=responses(
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.CONFLICT,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    ),
+)
+async def create(
+    body: JobCreate,
+    response: Response,
+    service: ServiceDep,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=256,
+            description="The same key and body make one job, however often sent.",
+        ),
+    ] = None,
+) -> JobRead:
+    """Ask for records to be unlearned from an adapter."""
+    try:
+        job_id = await service.create(body, idempotency_key)
+    except AlreadyAccepted as before:
+        job_id = before.job_id
+    response.headers["Location"] = f"/unlearn-jobs/{job_id}"
+    response.headers["Retry-After"] = RETRY_AFTER
+    return present(await service.get(job_id))
+
+
+@router.get("", operation_id="list_unlearn_jobs", responses=responses(HTTPStatus.UNAUTHORIZED))
+async def list_all(
+    session: SessionDep,
+    tenant: TenantDep,
+    status: Annotated[Status | None, Query()] = None,
+    adapter: Annotated[AdapterName | None, Query()] = None,
+    subject_request_id: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+) -> Page[JobRead]:
+    """Jobs, newest first."""
+    given = {"status": status, "adapter": adapter, "subject_request_id": subject_request_id}
+    filters = {name: value for name, value in given.items() if value is not None}
+    rows, more = await JobRepository(session, tenant).page(limit, cursor, filters)
+    following = encode_cursor(rows[-1][0].created_at, rows[-1][0].id) if more else None
+    return Page(data=[present(row) for row in rows], has_more=more, next_cursor=following)
+
+
+@router.get("/{job_id}", operation_id="get_unlearn_job", responses=_READ)
+async def get(job_id: str, response: Response, service: ServiceDep) -> JobRead:
+    """One job."""
+    job = present(await service.get(job_id))
+    if job.finished_at is None:
+        response.headers["Retry-After"] = RETRY_AFTER
+    return job
+
+
+@router.post(
+    "/{job_id}/cancel", status_code=HTTPStatus.ACCEPTED, operation_id="cancel_unlearn_job", responses=_CHANGE
+)
+async def cancel(job_id: str, service: ServiceDep) -> JobRead:
+    """Cancel a job that has not ended. A running one stops at its next step."""
+    await service.cancel(job_id)
+    return present(await service.get(job_id))
+
+
+@router.post("/{job_id}/retry", status_code=HTTPStatus.ACCEPTED, operation_id="retry_unlearn_job", responses=_CHANGE)
+async def retry(job_id: str, service: ServiceDep) -> JobRead:
+    """Queue a job again that ended without success."""
+    await service.retry(job_id)
+    return present(await service.get(job_id))
+
+
+@router.get("/{job_id}/events", operation_id="list_unlearn_job_events", responses=_READ)
+async def events(
+    job_id: str,
+    service: ServiceDep,
+    session: SessionDep,
+    tenant: TenantDep,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+) -> Page[EventRead]:
+    """What happened to a job, newest first."""
+    await service.get(job_id)
+    rows, more = await JobRepository(session, tenant).events(job_id, limit, _before(cursor))
+    following = str(rows[-1].id) if more else None
+    return Page(data=[present_event(row) for row in rows], has_more=more, next_cursor=following)
+
+
+@router.get("/{job_id}/evaluation", operation_id="get_unlearn_job_evaluation", responses=_CHANGE)
+async def evaluation(job_id: str, service: ServiceDep, session: SessionDep, tenant: TenantDep) -> EvaluationRead:
+    """What was measured before and after, and the gate's verdict. 409 until there is one."""
+    job, run, *_ = await service.get(job_id)
+    row = await JobRepository(session, tenant).evaluation(run.id)
+    if row is None:
+        raise Conflict(f"the job is {job.status} and has not been evaluated")
+    document: dict[str, Any] = {**row.document, "job": job_id, "created_at": row.created_at}
+    return EvaluationRead.model_validate(document)
+
+
+@router.get(
+    "/{job_id}/adapter",
+    operation_id="download_unlearned_adapter",
+    response_class=Response,
+    responses={
+        200: {"description": "tar.gz of a PEFT adapter directory", "content": {"application/gzip": {}}},
+        **responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE),
+    },
+)
+@router.head("/{job_id}/adapter", include_in_schema=False)
+async def adapter(
+    job_id: str,
+    request: Request,
+    service: ServiceDep,
+    session: SessionDep,
+    tenant: TenantDep,
+    storage: StorageDep,
+) -> Response:
+    """The unlearned adapter. 409 with the current state until it is released."""
+    job, _, name, _ = await service.get(job_id)
+    if job.result_version is None:
+        raise Conflict(f"the job is {job.status}; its adapter is released when it has succeeded")
+    version = await AdapterRepository(session, tenant).version(job.adapter_id, job.result_version)
+    if version is None:
+        raise NotFound("there is no such version")
+    if version.status != "ready":
+        raise Gone(f"version {version.number} is {version.status}; download the adapter's head instead")
+    return archive_response(request, storage, name, version)
+
+
+def _before(cursor: str | None) -> int | None:
+    if cursor is None:
+        return None
+    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise invalid_field("/query/cursor", "not a cursor of this list; leave it out to start over")
+    return int(cursor)

@@ -1,0 +1,117 @@
+"""What jobs look like from outside."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from app.adapters.schemas import AdapterName
+from app.methods import BlurMethod, BlurMethodRequest, Policy
+
+Status = Literal["queued", "running", "succeeded", "gate_failed", "failed", "cancelled"]
+Phase = Literal["preparing", "unlearning", "evaluating", "packaging", "registering"]
+MAX_INLINE_RECORDS = 1000
+
+_MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
+_MetadataValue = Annotated[str, Field(max_length=512)]
+
+
+class InlineRecords(BaseModel):
+    """Records inside the request instead of an uploaded dataset."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    # Checked by app.datasets.records, whose messages quote nothing of a record.
+    records: Annotated[list[Any], Field(min_length=1, max_length=MAX_INLINE_RECORDS)]
+
+
+_DatasetId = Annotated[str, Field(min_length=1, max_length=64, examples=["ds_4c1f0a9b2d7e8f3a5b6c7d8e"])]
+RecordSet = _DatasetId | InlineRecords
+
+
+class JobCreate(BaseModel):
+    """A deletion request. Only `adapter` and `forget_set` are always needed; defaults are right."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    adapter: AdapterName
+    forget_set: Annotated[RecordSet, Field(description="Id of a dataset, or up to 1,000 records.")]
+    retain_set: Annotated[
+        RecordSet | None, Field(description="Needed unless the adapter has a default retain set.")
+    ] = None
+    holdout_set: Annotated[_DatasetId | None, Field(description="Look-alike records that were never trained on.")] = (
+        None
+    )
+    method: BlurMethodRequest = BlurMethodRequest()
+    policy: Annotated[
+        str | dict[str, Any],
+        Field(description='"default", or thresholds that tighten it; GET /policies shows them.', max_length=64),
+    ] = "default"
+    seed: Annotated[int | None, Field(ge=0, lt=2**31, description="Drawn when left out, and always shown.")] = None
+    subject_request_id: Annotated[str | None, Field(min_length=1, max_length=256)] = None
+    requested_at: Annotated[AwareDatetime | None, Field(description="When the person asked; now when left out.")] = (
+        None
+    )
+    metadata: Annotated[dict[_MetadataKey, _MetadataValue], Field(max_length=16)] = {}
+
+
+class Progress(BaseModel):
+    """How far a run is."""
+
+    step: int
+    total_steps: int | None
+    percent: float
+    eta_seconds: float | None
+    queue_position: Annotated[int | None, Field(description="1 is next; null when not queued.")]
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+
+
+class JobRead(BaseModel):
+    """A job, with every knob resolved."""
+
+    id: str
+    object: Literal["unlearn_job"] = "unlearn_job"
+    status: Status
+    phase: Phase | None
+    cancel_requested_at: datetime | None
+    adapter: str
+    source_version: int | None
+    result_version: int | None
+    run_id: str
+    attempt: int
+    forget_set: str
+    retain_set: str
+    holdout_set: str | None
+    method: BlurMethod
+    policy: Policy
+    seed: int
+    verdict: Literal["passed", "failed"] | None
+    progress: Progress
+    subject_request_id: str | None
+    requested_at: datetime
+    due_at: datetime
+    metadata: dict[str, str]
+    error: JobError | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+class EventRead(BaseModel):
+    """A line of a job's history."""
+
+    object: Literal["unlearn_job.event"] = "unlearn_job.event"
+    id: int
+    created_at: datetime
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics", "status"]
+    message: str
+    data: dict[str, Any]

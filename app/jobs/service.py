@@ -1,0 +1,214 @@
+"""Accepting jobs and steering them."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from anyio import to_thread
+from sqlalchemy import Insert
+from sqlalchemy.exc import IntegrityError
+
+from app import outbox
+from app.adapters.repository import AdapterRepository
+from app.adapters.tables import Adapter
+from app.datasets.records import Record, RecordError, validate_record
+from app.datasets.repository import DatasetRepository
+from app.datasets.schemas import Purpose
+from app.datasets.service import DatasetService
+from app.datasets.tables import Dataset
+from app.jobs import resolve, transitions
+from app.jobs.repository import JobRepository, JobRow
+from app.jobs.schemas import InlineRecords, JobCreate, RecordSet
+from app.jobs.tables import Run, UnlearnJob
+from app.kit.calendar import months_after
+from app.kit.ids import new_id
+from app.kit.problems import Conflict, FieldError, Invalid, NotFound, invalid_field
+from app.settings import Settings
+
+
+class AlreadyAccepted(Exception):
+    """This idempotency key has made a job before."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+
+@dataclass(frozen=True)
+class _Sets:
+    forget: Dataset
+    retain: Dataset
+    holdout: Dataset | None
+
+
+class JobService:
+    """Jobs of one tenant."""
+
+    def __init__(
+        self,
+        jobs: JobRepository,
+        adapters: AdapterRepository,
+        datasets: DatasetRepository,
+        uploads: DatasetService,
+        settings: Settings,
+        tenant_id: str,
+    ) -> None:
+        self._jobs = jobs
+        self._adapters = adapters
+        self._datasets = datasets
+        self._uploads = uploads
+        self._settings = settings
+        self._tenant_id = tenant_id
+
+    async def create(self, request: JobCreate, idempotency_key: str | None) -> str:
+        """Check a request, resolve it, and store job, run, event and outbox message. Answers the job's id.
+
+        Raises:
+            Invalid: something in the request cannot be accepted.
+            AlreadyAccepted: the same request was accepted under this key before.
+        """
+        digest = resolve.request_digest(request, self._settings.pepper)
+        await self._replay(idempotency_key, digest)
+        adapter = await self._adapters.by_name(request.adapter)
+        if adapter is None:
+            raise invalid_field("/adapter", "no adapter of this name is registered; GET /adapters lists them")
+        policy = resolve.policy(request.policy)
+        sets = await self._sets(request, adapter)
+        requested_at = request.requested_at or datetime.now(UTC)
+        run = Run(id=new_id("run"), tenant_id=self._tenant_id, adapter_id=adapter.id)
+        job = UnlearnJob(
+            id=new_id("job"),
+            tenant_id=self._tenant_id,
+            adapter_id=adapter.id,
+            run_id=run.id,
+            forget_set_id=sets.forget.id,
+            retain_set_id=sets.retain.id,
+            holdout_set_id=sets.holdout.id if sets.holdout else None,
+            method=request.method.resolve(sets.forget.records).model_dump(),
+            policy=policy.model_dump(),
+            seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
+            subject_request_id=request.subject_request_id,
+            requested_at=requested_at,
+            due_at=months_after(requested_at, 1),
+            labels=dict(request.metadata),
+            idempotency_key=idempotency_key,
+            request_digest=digest if idempotency_key else None,
+        )
+        await self._store(run, job)
+        return job.id
+
+    async def get(self, job_id: str) -> JobRow:
+        """A job with its run. Raises NotFound."""
+        row = await self._jobs.by_id(job_id)
+        if row is None:
+            raise NotFound("there is no job with this id; GET /unlearn-jobs lists them")
+        return row
+
+    async def cancel(self, job_id: str) -> None:
+        """End a queued job, or ask the worker that runs it to stop. Repeating it does no harm.
+
+        Raises:
+            NotFound: no such job.
+            Conflict: the job has ended.
+        """
+        job, run, *_ = await self.get(job_id)
+        if await self._jobs.change(transitions.cancel_queued(run.id)):
+            await self._jobs.execute(
+                transitions.follow(run.id, "cancelled"), self._event(job, "cancelled before it was started")
+            )
+        elif await self._jobs.change(transitions.request_cancel(run.id)):
+            await self._jobs.execute(self._event(job, "cancelling was asked for"))
+        else:
+            raise Conflict(f"the job has ended ({job.status}); there is nothing to cancel")
+
+    async def retry(self, job_id: str) -> None:
+        """Queue a job again that ended without success.
+
+        Raises:
+            NotFound: no such job.
+            Conflict: the job has not ended, has succeeded, or its records were purged.
+        """
+        job, run, *_ = await self.get(job_id)
+        for dataset_id in filter(None, (job.forget_set_id, job.retain_set_id, job.holdout_set_id)):
+            dataset = await self._datasets.by_id(dataset_id, lock=True)
+            if dataset is None or dataset.purged_at is not None:
+                raise Conflict(f"dataset {dataset_id} was purged; send a new request with the records")
+        if not await self._jobs.change(transitions.retry(run.id)):
+            raise Conflict(f"the job is {job.status}; only a gate_failed, failed or cancelled job can be retried")
+        await self._jobs.execute(
+            transitions.follow(run.id, "queued", verdict=None, error=None),
+            self._event(job, "queued again"),
+            outbox.execute_run(run.id),
+        )
+
+    async def _replay(self, key: str | None, digest: bytes) -> None:
+        before = await self._jobs.by_idempotency_key(key) if key else None
+        if before is None:
+            return
+        if before.request_digest != digest:
+            raise invalid_field("/header/Idempotency-Key", "was used for another request; take a new key")
+        raise AlreadyAccepted(before.id)
+
+    async def _store(self, run: Run, job: UnlearnJob) -> None:
+        try:
+            await self._jobs.add(run, job)
+        except IntegrityError:
+            # Two equal requests at once: the other one has committed by now.
+            raise Conflict(
+                "a request with this Idempotency-Key is being accepted; repeat this one",
+                headers={"Retry-After": "1"},
+            ) from None
+        await self._jobs.execute(self._event(job, "accepted"), outbox.execute_run(run.id))
+
+    async def _sets(self, request: JobCreate, adapter: Adapter) -> _Sets:
+        retain_set = request.retain_set or adapter.default_retain_set_id
+        if retain_set is None:
+            raise invalid_field("/retain_set", "is needed, since the adapter has no default retain set")
+        forget = await self._set("forget", request.forget_set)
+        retain = await self._set("retain", retain_set)
+        holdout = await self._set("holdout", request.holdout_set) if request.holdout_set else None
+        await self._check_overlap("retain_set", forget, retain)
+        if holdout:
+            await self._check_overlap("holdout_set", forget, holdout)
+        return _Sets(forget, retain, holdout)
+
+    async def _set(self, purpose: Purpose, given: RecordSet) -> Dataset:
+        pointer = f"/{purpose}_set"
+        if isinstance(given, InlineRecords):
+            records = _records(pointer, given)
+            return await self._uploads.store_records(purpose, records)
+        # Locked until the job is stored, so that nobody purges the dataset in between.
+        dataset = await self._datasets.by_id(given, lock=True)
+        if dataset is None:
+            raise invalid_field(pointer, f"no dataset with this id; POST /datasets?purpose={purpose} first")
+        if dataset.purpose != purpose:
+            raise invalid_field(pointer, f"is a {dataset.purpose} set; upload it with purpose={purpose}")
+        if dataset.purged_at is not None:
+            raise invalid_field(pointer, "was purged; upload the records again")
+        return dataset
+
+    async def _check_overlap(self, field: str, forget: Dataset, other: Dataset) -> None:
+        vault = self._uploads.vault
+        shared = await to_thread.run_sync(lambda: len(vault.digests(forget) & vault.digests(other)))
+        if shared:
+            raise invalid_field(
+                f"/{field}", f"shares {shared} record(s) with the forget set; take them out of one of the two"
+            )
+
+    def _event(self, job: UnlearnJob, message: str) -> Insert:
+        return transitions.event(job.id, job.tenant_id, message, kind="status")
+
+
+def _records(pointer: str, inline: InlineRecords) -> list[Record]:
+    records: list[Record] = []
+    errors: list[FieldError] = []
+    for index, value in enumerate(inline.records):
+        try:
+            records.append(validate_record(value))
+        except RecordError as error:
+            errors.append(FieldError(f"{pointer}/records/{index}", str(error)))
+    if errors:
+        raise Invalid(f"{errors[0].pointer}: {errors[0].detail}", errors=errors)
+    return records

@@ -1,0 +1,135 @@
+"""Jobs, the runs that execute them, their events, the outbox, and the workers that are alive."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    LargeBinary,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.kit.db import Base
+
+
+class Run(Base):
+    """One execution on a worker. `attempt` is the fencing token: a write that carries an older one is refused."""
+
+    __tablename__ = "runs"
+    __table_args__ = (
+        CheckConstraint(
+            "status IN ('queued', 'running', 'succeeded', 'gate_failed', 'failed', 'cancelled')",
+            name="status",
+        ),
+        CheckConstraint("(status = 'running') = (lease_until IS NOT NULL)", name="running_has_lease"),
+        # One active run per adapter: two claims at once cannot both succeed.
+        Index("uq_runs_adapter_running", "adapter_id", unique=True, postgresql_where=text("status = 'running'")),
+        Index("ix_runs_live", "status", "created_at", postgresql_where=text("status IN ('queued', 'running')")),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"))
+    status: Mapped[str] = mapped_column(default="queued")
+    phase: Mapped[str | None]
+    attempt: Mapped[int] = mapped_column(default=0)
+    lost_workers: Mapped[int] = mapped_column(default=0)
+    worker: Mapped[str | None]
+    lease_until: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    publish_after: Mapped[datetime] = mapped_column(server_default=text("now() + interval '60 seconds'"))
+    publish_count: Mapped[int] = mapped_column(default=0)
+    source_version: Mapped[int | None]
+    step: Mapped[int] = mapped_column(default=0)
+    total_steps: Mapped[int | None]
+    percent: Mapped[float] = mapped_column(default=0.0)
+    eta_seconds: Mapped[float | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class UnlearnJob(Base):
+    """One deletion request, with every knob resolved."""
+
+    __tablename__ = "unlearn_jobs"
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "idempotency_key"),
+        CheckConstraint(
+            "status IN ('queued', 'running', 'succeeded', 'gate_failed', 'failed', 'cancelled')",
+            name="status",
+        ),
+        Index("ix_unlearn_jobs_list", "tenant_id", "created_at", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"))
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id"), index=True)
+    status: Mapped[str] = mapped_column(default="queued")
+    forget_set_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
+    retain_set_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
+    holdout_set_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    method: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    policy: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    seed: Mapped[int] = mapped_column(BigInteger)
+    verdict: Mapped[str | None]
+    result_version: Mapped[int | None]
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    subject_request_id: Mapped[str | None]
+    requested_at: Mapped[datetime]
+    due_at: Mapped[datetime]
+    # `metadata` is SQLAlchemy's own word on a mapped class.
+    labels: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB)
+    idempotency_key: Mapped[str | None]
+    request_digest: Mapped[bytes | None] = mapped_column(LargeBinary)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    finished_at: Mapped[datetime | None]
+
+
+class JobEvent(Base):
+    """Something that happened to a job, for people and programs. Carries ids and numbers, never records."""
+
+    __tablename__ = "job_events"
+    __table_args__ = (Index("ix_job_events_list", "job_id", "id"),)
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("unlearn_jobs.id"))
+    level: Mapped[str]
+    type: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any]] = mapped_column(JSONB, default=dict)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class OutboxMessage(Base):
+    """A Celery message to be published; written in the transaction that makes it true, deleted once published."""
+
+    __tablename__ = "outbox"
+
+    id: Mapped[int] = mapped_column(BigInteger, Identity(always=True), primary_key=True)
+    task: Mapped[str]
+    queue: Mapped[str]
+    argument: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class WorkerHeartbeat(Base):
+    """A worker process that was alive at `seen_at`."""
+
+    __tablename__ = "worker_heartbeats"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    queue: Mapped[str]
+    seen_at: Mapped[datetime] = mapped_column(server_default=func.now())

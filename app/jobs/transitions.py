@@ -1,0 +1,195 @@
+"""The life of a run: every change of status, as one guarded statement each.
+
+API, worker and reaper all go through this module. A statement names the status that it expects and, where a worker
+writes, the attempt (fencing token) that it holds; when a row comes back the change happened, when none does somebody
+else was first and the caller has to stop. Times are the database's, so that clocks of machines do not matter.
+
+    queued ──claim──> running ──finish──> succeeded | gate_failed | failed | cancelled
+      ^                  │
+      └──hand back, lost─┘              queued ──cancel──> cancelled
+    gate_failed | failed | cancelled ──retry──> queued
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Literal
+
+from sqlalchemy import Insert, Update, and_, exists, func, insert, update
+from sqlalchemy.orm import aliased
+from sqlalchemy.sql.dml import ReturningUpdate
+
+from app.jobs.tables import JobEvent, Run, UnlearnJob
+
+FinalStatus = Literal["succeeded", "gate_failed", "failed", "cancelled"]
+RETRYABLE = ("gate_failed", "failed", "cancelled")
+FINAL = ("succeeded", *RETRYABLE)
+# A queued run's message is published again after this long, then after twice as long each time, up to an hour:
+# the broker may have lost it, and a message too many does no harm.
+FIRST_REPUBLISH = timedelta(seconds=60)
+MAX_REPUBLISH = timedelta(hours=1)
+
+
+def claim(run_id: str, worker: str, lease: timedelta) -> ReturningUpdate[Run]:
+    """Take a queued run. Nothing comes back when it is not queued or its adapter has another active run."""
+    other = aliased(Run)
+    busy = exists().where(other.adapter_id == Run.adapter_id, other.status == "running")
+    return (
+        update(Run)
+        .where(Run.id == run_id, Run.status == "queued", Run.cancel_requested_at.is_(None), ~busy)
+        .values(
+            status="running",
+            attempt=Run.attempt + 1,
+            worker=worker,
+            lease_until=func.now() + lease,
+            phase="preparing",
+            step=0,
+            total_steps=None,
+            percent=0.0,
+            eta_seconds=None,
+            started_at=func.coalesce(Run.started_at, func.now()),
+        )
+        .returning(Run)
+    )
+
+
+def held(run_id: str, attempt: int) -> Any:  # noqa: ANN401 - a SQL condition
+    """The condition under which a worker may write: the run is running and its attempt is the worker's."""
+    return and_(Run.id == run_id, Run.attempt == attempt, Run.status == "running")
+
+
+def renew(run_id: str, attempt: int, lease: timedelta) -> ReturningUpdate[bool]:
+    """Extend the lease; tells whether cancelling was asked for. Nothing comes back to a fenced worker."""
+    return (
+        update(Run)
+        .where(held(run_id, attempt))
+        .values(lease_until=func.now() + lease)
+        .returning(Run.cancel_requested_at.is_not(None))
+    )
+
+
+def progress(run_id: str, attempt: int, **values: object) -> ReturningUpdate[bool]:
+    """Write phase and progress; tells whether cancelling was asked for. Nothing comes back to a fenced worker."""
+    return update(Run).where(held(run_id, attempt)).values(**values).returning(Run.cancel_requested_at.is_not(None))
+
+
+def finish(run_id: str, attempt: int, status: FinalStatus, **values: object) -> ReturningUpdate[Run]:
+    """End a run that this worker holds."""
+    ended: dict[str, Any] = {
+        "status": status,
+        "lease_until": None,
+        "phase": None,
+        "eta_seconds": None,
+        "finished_at": func.now(),
+    }
+    if status == "succeeded":
+        ended["percent"] = 100.0
+    return update(Run).where(held(run_id, attempt)).values(**ended, **values).returning(Run)
+
+
+def hand_back(run_id: str, attempt: int) -> ReturningUpdate[Run]:
+    """Put a run back into the queue on behalf of the worker that holds it."""
+    return update(Run).where(held(run_id, attempt)).values(**_queued()).returning(Run)
+
+
+def expired() -> Any:  # noqa: ANN401 - a SQL condition
+    """The condition that a run's worker is gone."""
+    return and_(Run.status == "running", Run.lease_until < func.now())
+
+
+def requeue_lost(run_id: str) -> ReturningUpdate[Run]:
+    """Put a run back whose lease is over."""
+    return (
+        update(Run)
+        .where(Run.id == run_id, expired())
+        .values(**_queued(), lost_workers=Run.lost_workers + 1)
+        .returning(Run)
+    )
+
+
+def end_lost(run_id: str, status: Literal["failed", "cancelled"]) -> ReturningUpdate[Run]:
+    """End a run whose lease is over."""
+    return (
+        update(Run)
+        .where(Run.id == run_id, expired())
+        .values(status=status, lease_until=None, phase=None, eta_seconds=None, finished_at=func.now())
+        .returning(Run)
+    )
+
+
+def cancel_queued(run_id: str) -> ReturningUpdate[Run]:
+    """End a run that no worker has."""
+    return (
+        update(Run)
+        .where(Run.id == run_id, Run.status == "queued")
+        .values(status="cancelled", cancel_requested_at=func.now(), phase=None, finished_at=func.now())
+        .returning(Run)
+    )
+
+
+def request_cancel(run_id: str) -> ReturningUpdate[Run]:
+    """Ask the worker that has a run to stop; it reads this at its next step."""
+    return (
+        update(Run)
+        .where(Run.id == run_id, Run.status == "running")
+        .values(cancel_requested_at=func.coalesce(Run.cancel_requested_at, func.now()))
+        .returning(Run)
+    )
+
+
+def retry(run_id: str) -> ReturningUpdate[Run]:
+    """Queue a run again that ended without success. Its attempts go on counting: the token never falls."""
+    return (
+        update(Run)
+        .where(Run.id == run_id, Run.status.in_(RETRYABLE))
+        .values(**_queued(), lost_workers=0, cancel_requested_at=None, started_at=None, finished_at=None)
+        .returning(Run)
+    )
+
+
+def follow(run_id: str, status: str, **values: object) -> ReturningUpdate[str, str]:
+    """Give the jobs of a run the run's new status; returns their ids and tenants."""
+    ended = {"finished_at": func.now()} if status in FINAL else {"finished_at": None}
+    return (
+        update(UnlearnJob)
+        .where(UnlearnJob.run_id == run_id)
+        .values(status=status, **ended, **values)
+        .returning(UnlearnJob.id, UnlearnJob.tenant_id)
+    )
+
+
+def republished(run_id: str) -> Update:
+    """Note that a queued run's message was published once more."""
+    wait = func.least(FIRST_REPUBLISH * func.power(2, func.least(Run.publish_count + 1, 20)), MAX_REPUBLISH)
+    return (
+        update(Run)
+        .where(Run.id == run_id, Run.status == "queued")
+        .values(publish_count=Run.publish_count + 1, publish_after=func.now() + wait)
+    )
+
+
+def event(
+    job_id: str,
+    tenant_id: str,
+    message: str,
+    *,
+    level: Literal["info", "warn", "error"] = "info",
+    kind: Literal["message", "metrics", "status"] = "message",
+    data: dict[str, Any] | None = None,
+) -> Insert:
+    """A line in a job's history. Only ids, numbers and words of our own."""
+    return insert(JobEvent).values(
+        job_id=job_id, tenant_id=tenant_id, message=message, level=level, type=kind, data=data or {}
+    )
+
+
+def _queued() -> dict[str, Any]:
+    return {
+        "status": "queued",
+        "lease_until": None,
+        "worker": None,
+        "phase": None,
+        "eta_seconds": None,
+        "publish_count": 0,
+        "publish_after": func.now() + FIRST_REPUBLISH,
+    }

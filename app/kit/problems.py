@@ -1,0 +1,185 @@
+"""Errors as ``application/problem+json`` (RFC 9457), in one shape, without echoing what was sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+MEDIA_TYPE = "application/problem+json"
+MAX_ERRORS = 20
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One thing wrong with one field; `pointer` is a JSON Pointer (RFC 6901) into the request."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(Exception):
+    """An answer other than success. Subclasses set the status and the stable code."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    code = "internal_error"
+
+    def __init__(
+        self, detail: str, *, errors: Sequence[FieldError] = (), headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = list(errors[:MAX_ERRORS])
+        self.headers = dict(headers or {})
+
+
+class Unauthenticated(Problem):
+    """No valid credentials."""
+
+    status, code = HTTPStatus.UNAUTHORIZED, "unauthenticated"
+
+
+class NotFound(Problem):
+    """There is no such thing, or it belongs to somebody else."""
+
+    status, code = HTTPStatus.NOT_FOUND, "not_found"
+
+
+class Conflict(Problem):
+    """The state of things does not allow it."""
+
+    status, code = HTTPStatus.CONFLICT, "conflict"
+
+
+class Gone(Problem):
+    """It was there and is no longer handed out."""
+
+    status, code = HTTPStatus.GONE, "gone"
+
+
+class Invalid(Problem):
+    """The request is understood and cannot be accepted."""
+
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request"
+
+
+class TooLarge(Problem):
+    """The body exceeds a limit."""
+
+    status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large"
+
+
+class UnsupportedMediaType(Problem):
+    """The body has a content type that this call does not take."""
+
+    status, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"
+
+
+class Unavailable(Problem):
+    """A part of the service is down."""
+
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "unavailable"
+
+
+class ErrorItem(BaseModel):
+    """One thing wrong with one field."""
+
+    pointer: str
+    detail: str
+
+
+class ProblemDocument(BaseModel):
+    """The shape of every error answer."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: list[ErrorItem]
+
+
+def invalid_field(pointer: str, detail: str) -> Invalid:
+    """A 422 about a single field."""
+    return Invalid(f"{pointer}: {detail}", errors=[FieldError(pointer, detail)])
+
+
+def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+    """The error answers of an endpoint, for the OpenAPI document."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
+    return {int(status): {"description": status.phrase, "content": content} for status in statuses}
+
+
+def install(app: FastAPI) -> None:
+    """Render every error of `app` as a problem document."""
+    app.add_exception_handler(Problem, _on_problem)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_crash)
+
+
+async def _on_problem(request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, Problem)  # noqa: S101 - the type under which it is registered
+    return render(request, exc)
+
+
+async def _on_validation_error(request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, RequestValidationError)  # noqa: S101 - the type under which it is registered
+    # The default answer carries `input`, which is personal data here: only place and reason are kept.
+    errors = [FieldError(_pointer(error["loc"]), str(error["msg"])) for error in exc.errors()]
+    first = errors[0]
+    return render(request, Invalid(f"{first.pointer}: {first.detail}", errors=errors))
+
+
+async def _on_http_exception(request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, HTTPException)  # noqa: S101 - the type under which it is registered
+    problem = Problem(str(exc.detail), headers=exc.headers)
+    problem.status = HTTPStatus(exc.status_code)
+    problem.code = problem.status.phrase.lower().replace(" ", "_").replace("-", "_")
+    return render(request, problem)
+
+
+async def _on_crash(request: Request, exc: Exception) -> JSONResponse:
+    # The exception's text may quote a record or a statement's parameters, so only its type is logged here.
+    log.error("request crashed", error=type(exc).__name__, path=request.url.path, request_id=request_id(request))
+    return render(request, Problem("something went wrong on our side; quote the request id when you report it"))
+
+
+def render(request: Request, problem: Problem) -> JSONResponse:
+    """The HTTP answer of a problem."""
+    document = {
+        "type": f"/docs/problems#{problem.code}",
+        "title": problem.status.phrase,
+        "status": int(problem.status),
+        "detail": problem.detail,
+        "code": problem.code,
+        "request_id": request_id(request),
+        "errors": [{"pointer": error.pointer, "detail": error.detail} for error in problem.errors],
+    }
+    return JSONResponse(document, int(problem.status), headers=problem.headers, media_type=MEDIA_TYPE)
+
+
+def request_id(request: Request) -> str:
+    """The id that this request was given."""
+    return str(getattr(request.state, "request_id", ""))
+
+
+def _pointer(location: Sequence[int | str]) -> str:
+    # FastAPI's location starts with where the value came from; a body's place is its pointer.
+    parts = list(location)
+    if parts and parts[0] in {"body", "query", "path", "header"}:
+        source, parts = parts[0], parts[1:]
+        if source != "body":
+            parts = [str(source), *parts]
+    return "/" + "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in parts)

@@ -1,0 +1,101 @@
+"""Where blobs lie. Keys are made by the service from ids, never by a client."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+_KEY = re.compile(r"[a-z0-9_-]+(/[A-Za-z0-9_.-]+)*")
+
+
+class Storage(Protocol):
+    """A flat store of immutable blobs."""
+
+    def create(self, key: str) -> _Writing:
+        """A writer whose bytes appear under `key` when the block ends, and not at all when it raises."""
+        ...
+
+    def open(self, key: str) -> BinaryIO:
+        """The blob for reading. Raises FileNotFoundError."""
+        ...
+
+    def fetch(self, key: str, target: Path) -> None:
+        """Copy a blob into a local file. Raises FileNotFoundError."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove a blob; one that is not there is no error."""
+        ...
+
+    def local_path(self, key: str) -> Path:
+        """A path from which the blob can be served. Raises FileNotFoundError."""
+        ...
+
+    def check(self) -> None:
+        """Raise OSError when nothing could be written now."""
+        ...
+
+
+class _Writing(Protocol):
+    def __enter__(self) -> BinaryIO: ...
+    def __exit__(self, *exc: object) -> bool | None: ...
+
+
+class LocalStorage:
+    """Blobs as files below one folder, written aside and moved into place."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.resolve()
+
+    @contextmanager
+    def create(self, key: str) -> Iterator[BinaryIO]:
+        """Write a blob; it appears under its key only when the block ends without an exception."""
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def open(self, key: str) -> BinaryIO:
+        """The blob for reading. Raises FileNotFoundError."""
+        return self._path(key).open("rb")
+
+    def fetch(self, key: str, target: Path) -> None:
+        """Copy a blob into a local file. Raises FileNotFoundError."""
+        with self.open(key) as source, target.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+
+    def delete(self, key: str) -> None:
+        """Remove a blob; one that is not there is no error."""
+        self._path(key).unlink(missing_ok=True)
+
+    def local_path(self, key: str) -> Path:
+        """The blob's own file. Raises FileNotFoundError."""
+        path = self._path(key)
+        if not path.is_file():
+            raise FileNotFoundError(key)
+        return path
+
+    def check(self) -> None:
+        """Raise OSError when nothing could be written now."""
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=self._root) as probe:
+            probe.write(b"\0")
+
+    def _path(self, key: str) -> Path:
+        if not _KEY.fullmatch(key) or ".." in key:
+            raise ValueError("not a storage key")
+        return self._root / key

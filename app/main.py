@@ -1,0 +1,108 @@
+"""The web application. ``uvicorn app.main:create_app --factory``."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from sqlalchemy.ext.asyncio import async_sessionmaker
+
+from app import catalogue
+from app.adapters.endpoints import router as adapters
+from app.base_models.endpoints import router as base_models
+from app.datasets.endpoints import router as datasets
+from app.health.endpoints import router as health
+from app.jobs.endpoints import router as jobs
+from app.kit import logs, problems
+from app.kit.body_limit import BodyLimit
+from app.kit.db import make_async_engine
+from app.kit.storage import LocalStorage
+from app.settings import Settings, get_settings
+
+DESCRIPTION = """\
+Removes chosen records from LoRA adapters of causal language models: upload the records, ask for a job, poll it,
+download the unlearned adapter. Errors are `application/problem+json` (RFC 9457) and never quote what was sent.
+"""
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
+log = structlog.get_logger("app.requests")
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application. Connections are opened when it starts and closed when it ends."""
+    settings = settings or get_settings()
+    logs.configure()
+    app = FastAPI(
+        title="Lethe",
+        version=version("lethe"),
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    app.state.storage = LocalStorage(settings.storage_dir)
+    problems.install(app)
+    app.add_middleware(BodyLimit, json_bytes=settings.max_json_bytes, upload_bytes=settings.max_upload_bytes)
+    app.middleware("http")(_identify)
+    for router in (health, base_models, adapters, datasets, jobs, catalogue.router):
+        app.include_router(router)
+    _describe_problems(app)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    engine = make_async_engine(app.state.settings.database_url.get_secret_value())
+    app.state.sessions = async_sessionmaker(engine, expire_on_commit=False)
+    yield
+    await engine.dispose()
+
+
+async def _identify(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Give every request an id, which the answer and the log carry."""
+    given = request.headers.get("x-request-id", "")
+    request.state.request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
+    response = await call_next(request)
+    response.headers["X-Request-Id"] = request.state.request_id
+    if request.url.path not in {"/livez", "/readyz"}:
+        log.info(
+            "request",
+            method=request.method,
+            path=request.url.path,
+            status=response.status_code,
+            request_id=request.state.request_id,
+        )
+    return response
+
+
+def _describe_problems(app: FastAPI) -> None:
+    """Add the error shape to the OpenAPI document, and drop FastAPI's own, which is never sent."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            shape = problems.ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= shape.pop("$defs") | {"ProblemDocument": shape}
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            _replace_validation_answers(document)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way to extend the document
+
+
+def _replace_validation_answers(document: dict[str, Any]) -> None:
+    ours = problems.responses(problems.Invalid.status)[422]
+    for path in document["paths"].values():
+        for operation in path.values():
+            if "422" in operation["responses"]:
+                operation["responses"]["422"] = ours

@@ -1,0 +1,106 @@
+"""Everything that can be set from outside, read from ``LETHE_*`` environment variables.
+
+Secrets have no defaults: the embedded mode makes its own at first start, a cluster must be given them.
+Each setting is described in docs/operations.md.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.kit.crypto import KeyRing
+
+
+class Settings(BaseSettings):
+    """Settings of every process of the service."""
+
+    model_config = SettingsConfigDict(env_prefix="LETHE_", frozen=True, extra="ignore")
+
+    database_url: Annotated[SecretStr, Field(description="SQLAlchemy URL of Postgres, driver psycopg.")]
+    redis_url: Annotated[SecretStr, Field(description="Redis that Celery uses as its broker.")]
+    storage_dir: Annotated[Path, Field(description="Folder for datasets, adapters and archives.")]
+    encryption_keys: Annotated[
+        SecretStr,
+        Field(description="Key-encryption keys as 'id:base64-of-32-bytes', comma separated, the first is current."),
+    ]
+    key_pepper: Annotated[
+        SecretStr, Field(description="Base64 of 32 bytes; keys the digests of API keys and records.")
+    ]
+    model_roots: Annotated[
+        tuple[Path, ...],
+        NoDecode,
+        Field(description="Folders from which base models may be registered, separated like PATH."),
+    ] = ()
+
+    max_upload_bytes: Annotated[int, Field(gt=0, description="Largest body of an upload.")] = 4 * 1024**3
+    max_json_bytes: Annotated[int, Field(gt=0, description="Largest JSON body.")] = 32 * 1024**2
+    max_record_bytes: Annotated[int, Field(gt=0, description="Largest single line of a dataset.")] = 1024**2
+    max_records: Annotated[int, Field(gt=0, description="Most records in one dataset.")] = 1_000_000
+    dataset_retention_days: Annotated[int, Field(gt=0, description="Days until a dataset is purged.")] = 30
+
+    lease_seconds: Annotated[int, Field(ge=3, description="How long a claim on a run holds without a heartbeat.")] = (
+        60
+    )
+    heartbeat_seconds: Annotated[float, Field(gt=0, description="Time between two renewals of the lease.")] = 10.0
+    max_lost_workers: Annotated[int, Field(ge=0, description="Lost workers per run before it is given up.")] = 3
+    torch_threads: Annotated[
+        int,
+        Field(ge=0, description="CPU threads of a worker's torch; 0 takes half of the cores, at least one."),
+    ] = 0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Where a worker computes.")] = (
+        "auto"
+    )
+    evaluation_records: Annotated[
+        int,
+        Field(gt=0, description="Most records of a retain or holdout set that are evaluated, a seeded sample."),
+    ] = 400
+
+    @field_validator("model_roots", mode="before")
+    @classmethod
+    def _split_roots(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(Path(part) for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres_only(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith("postgresql+psycopg://"):
+            raise ValueError("must start with postgresql+psycopg://")
+        return value
+
+    @field_validator("key_pepper")
+    @classmethod
+    def _long_enough(cls, value: SecretStr) -> SecretStr:
+        if len(base64.b64decode(value.get_secret_value(), validate=True)) < 32:
+            raise ValueError("must be base64 of at least 32 random bytes")
+        return value
+
+    @field_validator("encryption_keys")
+    @classmethod
+    def _parsable(cls, value: SecretStr) -> SecretStr:
+        KeyRing.parse(value.get_secret_value())
+        return value
+
+    @cached_property
+    def key_ring(self) -> KeyRing:
+        """The key-encryption keys."""
+        return KeyRing.parse(self.encryption_keys.get_secret_value())
+
+    @cached_property
+    def pepper(self) -> bytes:
+        """The secret that keys digests of API keys and records."""
+        return base64.b64decode(self.key_pepper.get_secret_value())
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings, read once from the environment."""
+    return Settings()
