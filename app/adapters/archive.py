@@ -39,6 +39,12 @@ class _Hashing:
         return ArchiveDigest(self._hash.hexdigest(), self._bytes)
 
 
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_archive(files: Sequence[Path], sink: BinaryIO) -> ArchiveDigest:
     """Write files as a tar.gz: sorted by name, no times, owners or places, so that equal files give equal bytes."""
     hashing = _Hashing(sink)

@@ -11,7 +11,6 @@ from rich.text import Text
 from app.demo.files import DemoFiles
 from app.demo.measure import METRICS, SETS, Measurement
 
-SHOWN_ANSWERS = 4
 TITLES = {
     "probability": "answer probability",
     "extraction_strength": "extraction strength",
@@ -29,8 +28,11 @@ def show_answers(console: Console, measured: Mapping[str, Measurement]) -> None:
         for heading in ("question", "before", "after", "never trained on it"):
             table.add_column(heading, overflow="fold", ratio=1)
         answers = [measured[model]["answers"][name] for model in ("source", "result", "control")]
-        for before, after, control in list(zip(*answers, strict=True))[:SHOWN_ANSWERS]:
-            texts = (before["prompt"], before["generated"], after["generated"], control["generated"])
+        # Several questions ask for the same fact; one row per fact shows more.
+        facts = {row[0]["reference"]: row for row in reversed(list(zip(*answers, strict=True)))}
+        for before, after, control in reversed(facts.values()):
+            question = before["prompt"].removeprefix("Question: ").removesuffix("\nAnswer:")
+            texts = (question, before["generated"], after["generated"], control["generated"])
             table.add_row(*(Text(text.strip()) for text in texts))
         console.print(table)
 

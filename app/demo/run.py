@@ -108,7 +108,8 @@ class Demo:
     def _unlearn(self, client: LetheClient, body: dict[str, Any]) -> Job:
         """Submits the job and follows it; DemoError unless it succeeds and its gate passes."""
         job = client.submit(body)
-        with self._phase(f"job {job.id}"):
+        self._say(f"job {job.id}")
+        with self._phase("unlearn, evaluate, pack and register"):
             job = follow(client, job.id, self._console)
         if job.status == "gate_failed":
             report.show_checks(self._console, client.evaluation(job.id)["gate"])
@@ -166,8 +167,8 @@ def run_demo(data_dir: Path, *, keep: bool) -> int:
         console.print("interrupted; the service was stopped")
         return 1
     except (DemoError, ClientError, EmbeddedError) as error:
-        console.print(f"The demo failed: {error}", style="bold red", markup=False)
-        console.print(f"The service's log: {data_dir.absolute() / 'up.log'}")
+        console.print(f"The demo failed: {error}", style="bold red", markup=False, soft_wrap=True)
+        console.print(f"The service's log: {data_dir.absolute() / 'up.log'}", soft_wrap=True)
         return 1
     console.print(f"Done in {time.monotonic() - started:.0f} s.")
     return 0

@@ -21,8 +21,8 @@ START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.05
 PORT_ATTEMPTS = 5
-# "4242:M 22 Nov 2026 16:31:39.052 # ": process, role, time, level.
-LINE_HEAD = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [#*.-] ")
+# "4242:M 22 Nov 2026 16:31:39.052 # " or "4242:signal-handler (1795365540) ": process, role, time, level.
+LINE_HEAD = re.compile(r"^\d+:(\w \d+ \w+ \d+ [\d:.]+ [#*.-]|signal-handler \(\d+\)) ")
 
 
 def server_binary() -> Path:
@@ -130,7 +130,7 @@ class EmbeddedRedis:
 
     def _answers(self, child: Child) -> bool:
         deadline = time.monotonic() + START_SECONDS
-        with Redis.from_url(self.url, socket_timeout=5) as client:
+        with Redis.from_url(self.url, socket_timeout=2) as client:
             while child.running and time.monotonic() < deadline:
                 try:
                     return bool(client.ping())

@@ -144,6 +144,8 @@ class Supervisor:
             "LETHE_MODEL_ROOTS": os.pathsep.join(str(root.resolve()) for root in self._options.model_roots),
             "LETHE_ENCRYPTION_KEYS": keys.encryption_keys,
             "LETHE_KEY_PEPPER": keys.key_pepper,
+            # Celery's advice against root concerns pickled messages, which ours never are.
+            "PYTHONWARNINGS": "ignore:You're running the worker with superuser",
         }
 
     def _settings(self) -> Settings:
@@ -160,8 +162,10 @@ class Supervisor:
     def _start_processes(self) -> None:
         """The API and the two workers; the workers' imports take longest, so they go first."""
         schedule = str(self._data.path / "celerybeat-schedule")
-        self._launch("gpu", celery_worker("gpu", "-Q", "gpu"))
-        self._launch("light", celery_worker("light", "-Q", "default", "-B", "--schedule", schedule))
+        self._launch("gpu", celery_worker("gpu", "-Q", "gpu", "--loglevel", "INFO"))
+        light = celery_worker("light", "-Q", "default", "-B", "--schedule", schedule)
+        # Its tasks are short and many: a process for each, as a GPU run gets, would cost more than they do.
+        self._launch("light", [*light, "--max-tasks-per-child", "1000"])
         self._launch("api", api_command(self._options.host, self._port))
 
     def _launch(self, name: str, command: list[str]) -> None:
@@ -259,9 +263,12 @@ class Supervisor:
 
 
 def celery_worker(name: str, *options: str) -> list[str]:
-    """Command of a Celery worker. Prefork, because a solo pool answers neither ping nor revoke."""
-    base = [sys.executable, "-m", "celery", "-A", "worker.celery_app", "worker", "-c", "1", "-P", "prefork"]
-    return [*base, "-n", f"{name}@%h", "--loglevel", "INFO", *options]
+    """Command of a Celery worker. Prefork, because a solo pool answers neither ping nor revoke.
+
+    Quiet, and without the second that a worker spends to look for others: here there are none that matter.
+    """
+    base = [sys.executable, "-m", "celery", "--quiet", "-A", "worker.celery_app", "worker", "-c", "1"]
+    return [*base, "-P", "prefork", "-n", f"{name}@%h", "--without-mingle", "--without-gossip", *options]
 
 
 def api_command(host: str, port: int) -> list[str]:
@@ -278,11 +285,9 @@ def require_free_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            if error.errno != errno.EADDRINUSE:
-                raise EmbeddedError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
-            raise EmbeddedError(
-                f"port {port} on {host} is in use; choose another --port, 0 takes a free one"
-            ) from error
+            remedy = "; choose another --port, 0 takes a free one" if error.errno == errno.EADDRINUSE else ""
+            reason = error.strerror or str(error)
+            raise EmbeddedError(f"cannot listen on {host} port {port}: {reason}{remedy}") from error
 
 
 def describe_exit(code: int | None) -> str:

@@ -23,7 +23,9 @@ class Terminal:
         self._lock = threading.Lock()
 
     def line(self, name: str, text: str) -> None:
-        """One line of process `name`; control sequences and markup in it stay inert."""
+        """One line of process `name`, unless it is blank; markup in it stays text."""
+        if not text.strip():
+            return
         prefix = Text(f"{name:>8} │ ", style=STYLES.get(name, ""))
         with self._lock:
             self._console.print(prefix + Text.from_ansi(text))

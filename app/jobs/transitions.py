@@ -15,13 +15,15 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Insert, Update, and_, exists, func, insert, update
+from sqlalchemy import Insert, and_, exists, func, insert, update
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from app.jobs.tables import JobEvent, Run, UnlearnJob
 
 FinalStatus = Literal["succeeded", "gate_failed", "failed", "cancelled"]
+Level = Literal["info", "warn", "error"]
+Kind = Literal["message", "metrics", "status"]
 RETRYABLE = ("gate_failed", "failed", "cancelled")
 FINAL = ("succeeded", *RETRYABLE)
 # A queued run's message is published again after this long, then after twice as long each time, up to an hour:
@@ -158,13 +160,14 @@ def follow(run_id: str, status: str, **values: object) -> ReturningUpdate[str, s
     )
 
 
-def republished(run_id: str) -> Update:
-    """Note that a queued run's message was published once more."""
+def republished(run_id: str) -> ReturningUpdate[int]:
+    """Note that a queued run's message was published once more; answers how often that was."""
     wait = func.least(FIRST_REPUBLISH * func.power(2, func.least(Run.publish_count + 1, 20)), MAX_REPUBLISH)
     return (
         update(Run)
         .where(Run.id == run_id, Run.status == "queued")
         .values(publish_count=Run.publish_count + 1, publish_after=func.now() + wait)
+        .returning(Run.publish_count)
     )
 
 
@@ -173,8 +176,8 @@ def event(
     tenant_id: str,
     message: str,
     *,
-    level: Literal["info", "warn", "error"] = "info",
-    kind: Literal["message", "metrics", "status"] = "message",
+    level: Level = "info",
+    kind: Kind = "message",
     data: dict[str, Any] | None = None,
 ) -> Insert:
     """A line in a job's history. Only ids, numbers and words of our own."""

@@ -137,7 +137,7 @@ async def _on_problem(request: Request, exc: Exception) -> JSONResponse:
 async def _on_validation_error(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, RequestValidationError)  # noqa: S101 - the type under which it is registered
     # The default answer carries `input`, which is personal data here: only place and reason are kept.
-    errors = [FieldError(_pointer(error["loc"]), str(error["msg"])) for error in exc.errors()]
+    errors = [FieldError(_pointer(error, exc.body), str(error["msg"])) for error in exc.errors()]
     first = errors[0]
     return render(request, Invalid(f"{first.pointer}: {first.detail}", errors=errors))
 
@@ -175,11 +175,22 @@ def request_id(request: Request) -> str:
     return str(getattr(request.state, "request_id", ""))
 
 
-def _pointer(location: Sequence[int | str]) -> str:
-    # FastAPI's location starts with where the value came from; a body's place is its pointer.
-    parts = list(location)
-    if parts and parts[0] in {"body", "query", "path", "header"}:
-        source, parts = parts[0], parts[1:]
-        if source != "body":
-            parts = [str(source), *parts]
-    return "/" + "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+def _pointer(error: Mapping[str, Any], body: object) -> str:
+    """Where in the request an error is, as a JSON Pointer; query, path and header come as a first part."""
+    source, *parts = error["loc"]
+    if source != "body":
+        return _join([source, *parts])
+    place, here = [], body
+    for index, part in enumerate(parts):
+        inside = (isinstance(here, dict) and part in here) or (
+            isinstance(here, list) and isinstance(part, int) and part < len(here)
+        )
+        # A part that is in no body names a member of a union, unless it is a field that is missing.
+        if inside or (error["type"] == "missing" and index == len(parts) - 1):
+            place.append(part)
+        here = here[part] if inside else here  # type: ignore[index] # `inside` has looked
+    return _join(place)
+
+
+def _join(parts: Sequence[int | str]) -> str:
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)

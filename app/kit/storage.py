@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -17,7 +17,7 @@ _KEY = re.compile(r"[a-z0-9_-]+(/[A-Za-z0-9_.-]+)*")
 class Storage(Protocol):
     """A flat store of immutable blobs."""
 
-    def create(self, key: str) -> _Writing:
+    def create(self, key: str) -> AbstractContextManager[BinaryIO]:
         """A writer whose bytes appear under `key` when the block ends, and not at all when it raises."""
         ...
 
@@ -40,11 +40,6 @@ class Storage(Protocol):
     def check(self) -> None:
         """Raise OSError when nothing could be written now."""
         ...
-
-
-class _Writing(Protocol):
-    def __enter__(self) -> BinaryIO: ...
-    def __exit__(self, *exc: object) -> bool | None: ...
 
 
 class LocalStorage:

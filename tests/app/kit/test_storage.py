@@ -1,0 +1,63 @@
+"""Local storage: whole blobs or none, and no way out of its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.kit.storage import LocalStorage
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> LocalStorage:
+    """An empty storage."""
+    return LocalStorage(tmp_path / "storage")
+
+
+def test_a_blob_comes_back(storage: LocalStorage, tmp_path: Path) -> None:
+    with storage.create("a/b.bin") as sink:
+        sink.write(b"x")
+    with storage.open("a/b.bin") as source:
+        assert source.read() == b"x"
+    storage.fetch("a/b.bin", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"x"
+    assert storage.local_path("a/b.bin").read_bytes() == b"x"
+
+
+def test_a_write_that_fails_leaves_nothing_and_keeps_what_was_there(storage: LocalStorage, tmp_path: Path) -> None:
+    with storage.create("a/b") as sink:
+        sink.write(b"old")
+
+    def fail() -> None:
+        with storage.create("a/b") as sink:
+            sink.write(b"new")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert [path.name for path in (tmp_path / "storage" / "a").iterdir()] == ["b"]
+    assert storage.local_path("a/b").read_bytes() == b"old"
+
+
+def test_deleting_twice_does_no_harm(storage: LocalStorage) -> None:
+    with storage.create("a") as sink:
+        sink.write(b"x")
+    storage.delete("a")
+    storage.delete("a")
+    with pytest.raises(FileNotFoundError):
+        storage.open("a")
+    with pytest.raises(FileNotFoundError):
+        storage.local_path("a")
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd", "a//b", "", "a/..", "A\x00"])
+def test_keys_that_lead_elsewhere_are_refused(storage: LocalStorage, key: str) -> None:
+    with pytest.raises(ValueError, match="storage key"):
+        storage.open(key)
+
+
+def test_a_place_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        LocalStorage(tmp_path / "file").check()

@@ -1,0 +1,200 @@
+"""Uploading, finding and purging datasets."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import Session
+
+from app.datasets.tables import Dataset
+from app.datasets.vault import Vault
+from app.jobs.tables import OutboxMessage
+from app.kit.crypto import CryptoError
+from app.kit.storage import LocalStorage
+from app.settings import Settings
+from tests.app.conftest import post_job, record, upload
+
+JSONL = {"Content-Type": "application/jsonl"}
+MARKER = "Zanzibar-Quux-4711"
+
+
+async def send(client: httpx.AsyncClient, body: bytes, purpose: str = "forget") -> httpx.Response:
+    """Upload raw bytes."""
+    return await client.post(f"/datasets?purpose={purpose}", content=body, headers=JSONL)
+
+
+def stored_files(settings: Settings) -> list[Path]:
+    """Everything that lies in the storage."""
+    return [path for path in settings.storage_dir.rglob("*") if path.is_file()]
+
+
+def open_dataset(settings: Settings, engine: Engine, dataset_id: str) -> list[dict[str, Any]]:
+    """The records as a worker reads them."""
+    with Session(engine) as session:
+        dataset = session.get_one(Dataset, dataset_id)
+    lines = Vault(LocalStorage(settings.storage_dir), settings.key_ring).lines(dataset)
+    return [json.loads(line) for line in lines]
+
+
+async def test_records_are_counted_digested_and_can_be_read_by_a_worker(
+    client: httpx.AsyncClient, settings: Settings, engine: Engine
+) -> None:
+    records = [
+        {"prompt": "p", "completion": "c", "id": "1", "subject": "s"},
+        {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]},
+        {"text": "naïve ☃"},
+    ]
+    body = b"\n".join(json.dumps(record).encode() for record in records) + b"\n\n"
+    response = await send(client, body)
+    assert response.status_code == 201
+    found = response.json()
+    assert (found["object"], found["purpose"], found["records"]) == ("dataset", "forget", 3)
+    assert found["bytes"] == len(body)
+    assert found["sha256"] == hashlib.sha256(body).hexdigest()
+    assert open_dataset(settings, engine, found["id"]) == records
+    assert (await client.get(f"/datasets/{found['id']}")).json() == found
+
+
+async def test_the_purge_date_is_the_retention_time_away(client: httpx.AsyncClient, engine: Engine) -> None:
+    dataset_id = await upload(client, "forget", {"text": "x"})
+    with Session(engine) as session:
+        dataset = session.get_one(Dataset, dataset_id)
+    assert dataset.purge_at - dataset.created_at == timedelta(days=30)
+
+
+async def test_a_multipart_file_is_taken_as_well(client: httpx.AsyncClient) -> None:
+    files = {"file": ("records.jsonl", b'{"text": "x"}\n{"text": "y"}')}
+    response = await client.post("/datasets?purpose=retain", files=files)
+    assert response.status_code == 201
+    assert response.json()["records"] == 2
+
+
+async def test_nothing_of_a_record_lies_in_storage_or_database_in_clear(
+    client: httpx.AsyncClient, settings: Settings, engine: Engine
+) -> None:
+    await upload(client, "forget", {"prompt": MARKER, "completion": MARKER})
+    files = stored_files(settings)
+    assert len(files) == 2
+    assert not any(MARKER.encode() in path.read_bytes() for path in files)
+    with engine.connect() as connection:
+        row = connection.execute(text("SELECT datasets::text FROM datasets")).scalar_one()
+    assert MARKER not in row
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer", "says"),
+    [
+        (b'{"text": "x"}\n{"text": \n', "/lines/2", "not valid JSON"),
+        (b'\n\n["a"]\n', "/lines/3", "not a JSON object"),
+        (b'{"prompt": "p"}', "/lines/1", "completion: Field required"),
+        (b'{"completion": "p"}', "/lines/1", "prompt: Field required"),
+        (b'{"prompt": "p", "completion": ""}', "/lines/1", "at least 1 character"),
+        (b'{"prompt": "p", "completion": 3}', "/lines/1", "valid string"),
+        (b'{"messages": []}', "/lines/1", "at least 1 item"),
+        (b'{"messages": [{"role": "user", "content": "u"}]}', "/lines/1", "must be the assistant's"),
+        (b'{"messages": [{"role": "elf", "content": "u"}]}', "/lines/1", "messages.0.role"),
+        (b'{"text": "x", "colour": "red"}', "/lines/1", "unknown field"),
+        (b'{"question": "x"}', "/lines/1", 'a record is {"prompt"'),
+        (b'{"text": "\\ud800"}', "/lines/1", "unicode"),
+        (b'{"text": "\xff"}', "/lines/1", "not valid JSON"),
+        (b"[" * 100_000, "/lines/1", "exceeds"),
+        (gzip.compress(b'{"text": "x"}'), "/lines/1", "not valid JSON"),
+    ],
+)
+async def test_a_bad_line_is_named_and_nothing_is_kept(
+    client: httpx.AsyncClient, settings: Settings, body: bytes, pointer: str, says: str
+) -> None:
+    response = await send(client, body)
+    problem = response.json()
+    if response.status_code == 413:
+        assert says in problem["detail"]
+    else:
+        assert response.status_code == 422
+        assert problem["errors"][0]["pointer"] == pointer
+        assert says in problem["errors"][0]["detail"]
+    assert stored_files(settings) == []
+    assert (await client.get("/datasets")).json()["data"] == []
+
+
+async def test_errors_name_the_first_twenty_lines_and_quote_none(client: httpx.AsyncClient) -> None:
+    response = await send(client, (json.dumps({"prompt": MARKER}) + "\n").encode() * 30)
+    assert len(response.json()["errors"]) == 20
+    assert MARKER not in response.text
+
+
+@pytest.mark.parametrize("body", [b"", b"\n \n"])
+async def test_an_empty_dataset_is_refused(client: httpx.AsyncClient, body: bytes) -> None:
+    response = await send(client, body)
+    assert response.status_code == 422
+    assert "empty" in response.json()["detail"]
+
+
+async def test_too_many_records_are_refused_with_the_limit(client: httpx.AsyncClient, settings: Settings) -> None:
+    response = await send(client, b'{"text": "x"}\n' * 51)
+    assert response.status_code == 413
+    assert "50" in response.json()["detail"]
+    assert stored_files(settings) == []
+
+
+async def test_other_content_types_are_refused(client: httpx.AsyncClient) -> None:
+    response = await client.post("/datasets?purpose=forget", json=[{"text": "x"}])
+    assert response.status_code == 415
+    response = await client.post("/datasets?purpose=forget", files={"other": ("x", b"{}")})
+    assert response.json()["errors"][0]["pointer"] == "/file"
+
+
+async def test_an_unknown_purpose_is_refused(client: httpx.AsyncClient) -> None:
+    assert (await send(client, b'{"text": "x"}', "forgive")).status_code == 422
+
+
+async def test_purging_destroys_the_key_and_queues_the_blobs_for_removal(
+    client: httpx.AsyncClient, settings: Settings, engine: Engine
+) -> None:
+    dataset_id = await upload(client, "forget", {"text": "x"})
+    assert (await client.delete(f"/datasets/{dataset_id}")).status_code == 204
+    with pytest.raises(CryptoError, match="purged"):
+        open_dataset(settings, engine, dataset_id)
+    with Session(engine) as session:
+        assert session.get_one(Dataset, dataset_id).wrapped_key is None
+        assert session.query(OutboxMessage.argument).all() == [(dataset_id,)]
+    assert (await client.get(f"/datasets/{dataset_id}")).json()["purged_at"] is not None
+    assert (await client.delete(f"/datasets/{dataset_id}")).status_code == 204
+
+
+async def test_a_dataset_that_a_live_job_needs_is_not_purged(client: httpx.AsyncClient, adapter: str) -> None:
+    dataset_id = await upload(client, "forget", record("Ada"))
+    job = (await post_job(client, forget_set=dataset_id)).json()["id"]
+    response = await client.delete(f"/datasets/{dataset_id}")
+    assert response.status_code == 409
+    assert job in response.json()["detail"]
+    await client.post(f"/unlearn-jobs/{job}/cancel")
+    assert (await client.delete(f"/datasets/{dataset_id}")).status_code == 204
+
+
+async def test_a_list_is_paged_by_cursor_newest_first(client: httpx.AsyncClient) -> None:
+    ids = [await upload(client, "retain", {"text": str(number)}) for number in range(5)]
+    seen, cursor = [], None
+    while True:
+        query = {"limit": 2} | ({"cursor": cursor} if cursor else {})
+        page = (await client.get("/datasets", params=query)).json()
+        seen += [item["id"] for item in page["data"]]
+        cursor = page["next_cursor"]
+        assert page["has_more"] == (cursor is not None)
+        if cursor is None:
+            break
+    assert seen == ids[::-1]
+
+
+@pytest.mark.parametrize("cursor", ["x", "bm90IGpzb24", "WyIyMDI2IiwgMV0", "é"])
+async def test_a_foreign_cursor_is_refused(client: httpx.AsyncClient, cursor: str) -> None:
+    response = await client.get("/datasets", params={"cursor": cursor})
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["pointer"] == "/query/cursor"

@@ -1,0 +1,156 @@
+"""What holds for every endpoint, taken from the route table so that a new one cannot be forgotten."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import iter_route_contexts
+
+from app.main import create_app
+from app.settings import Settings
+from tests.app.conftest import post_job, upload
+
+PUBLIC = {"/livez", "/readyz", "/openapi.json"}
+KEYS = {"type", "title", "status", "detail", "code", "request_id", "errors"}
+
+
+def routes(app: FastAPI) -> list[tuple[str, str]]:
+    """Every (method, path) of the application."""
+    found = [(method, route.path) for route in iter_route_contexts(app.routes) for method in route.methods or ()]
+    return sorted((method, path) for method, path in found if path and path not in PUBLIC)
+
+
+def check_problem(response: httpx.Response) -> dict[str, Any]:
+    """Every error has this one shape."""
+    assert response.headers["content-type"] == "application/problem+json"
+    document: dict[str, Any] = response.json()
+    assert set(document) == KEYS
+    assert document["status"] == response.status_code
+    assert re.fullmatch(r"[a-z_]+", document["code"])
+    assert document["request_id"] == response.headers["x-request-id"]
+    assert all(set(error) == {"pointer", "detail"} for error in document["errors"])
+    return document
+
+
+async def test_unauthenticated_callers_are_refused_everywhere(app: FastAPI, anonymous: httpx.AsyncClient) -> None:
+    assert len(routes(app)) > 20
+    for method, path in routes(app):
+        response = await anonymous.request(method, re.sub(r"\{[^}]*\}", "x", path), json={})
+        assert response.status_code == 401, (method, path, response.text)
+        assert response.headers["www-authenticate"] == "Bearer"
+        if method != "HEAD":
+            assert check_problem(response)["code"] == "unauthenticated"
+
+
+async def test_bodies_that_fit_do_not_help_the_unauthenticated(anonymous: httpx.AsyncClient) -> None:
+    assert (await post_job(anonymous)).status_code == 401
+    assert (await anonymous.post("/base-models", json={"name": "a/b", "source": "tiny"})).status_code == 401
+    headers = {"Content-Type": "application/jsonl"}
+    response = await anonymous.post("/datasets?purpose=forget", content=b'{"text": "x"}', headers=headers)
+    assert response.status_code == 401
+
+
+async def test_an_unknown_or_revoked_key_is_refused(anonymous: httpx.AsyncClient) -> None:
+    response = await anonymous.get("/datasets", headers={"Authorization": "Bearer lethe_wrong"})
+    assert check_problem(response)["code"] == "unauthenticated"
+    response = await anonymous.get("/datasets", headers={"Authorization": "Basic eDp5"})
+    assert response.status_code == 401
+
+
+async def test_foreign_things_are_not_found(
+    app: FastAPI, client: httpx.AsyncClient, foreign: httpx.AsyncClient, adapter: str
+) -> None:
+    dataset = await upload(client, "forget", {"text": "x"})
+    job = (await post_job(client)).json()["id"]
+    values = {"name:path": "acme/tiny", "name": adapter, "number": "head", "dataset_id": dataset, "job_id": job}
+    with_ids = [(method, path) for method, path in routes(app) if "{" in path and method != "HEAD"]
+    assert len(with_ids) > 10
+    for method, path in with_ids:
+        url = re.sub(r"\{([^}]*)\}", lambda match: values[match[1]], path)
+        response = await foreign.request(method, url)
+        assert response.status_code == 404, (method, url, response.text)
+        check_problem(response)
+        mine = await client.request(method, url) if method == "GET" else None
+        assert mine is None or mine.status_code in {200, 409}, (url, mine.status_code)
+
+
+async def test_lists_show_nothing_of_other_tenants(
+    client: httpx.AsyncClient, foreign: httpx.AsyncClient, adapter: str
+) -> None:
+    await post_job(client)
+    for path in ("/base-models", "/adapters", "/datasets", "/unlearn-jobs"):
+        assert len((await client.get(path)).json()["data"]) > 0
+        assert (await foreign.get(path)).json()["data"] == []
+
+
+async def test_a_foreign_dataset_or_adapter_cannot_be_used(
+    client: httpx.AsyncClient, foreign: httpx.AsyncClient, adapter: str
+) -> None:
+    dataset = await upload(foreign, "forget", {"text": "x"})
+    response = await post_job(client, forget_set=dataset)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["pointer"] == "/forget_set"
+    assert (await post_job(foreign)).json()["errors"][0]["pointer"] == "/adapter"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nowhere", 404), ("DELETE", "/unlearn-jobs", 405), ("GET", "/datasets?limit=0", 422)],
+)
+async def test_errors_of_the_framework_have_the_same_shape(
+    client: httpx.AsyncClient, method: str, path: str, status: int
+) -> None:
+    response = await client.request(method, path)
+    assert response.status_code == status
+    check_problem(response)
+
+
+async def test_a_crash_tells_nothing_of_its_cause(
+    app: FastAPI, client: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def crash() -> None:
+        raise RuntimeError("the record says: my secret")
+
+    app.add_api_route("/crash", crash)
+    response = await client.get("/crash")
+    assert response.status_code == 500
+    assert "secret" not in response.text
+    assert json.loads(response.text)["code"] == "internal_error"
+    assert "secret" not in capsys.readouterr().out
+
+
+def test_the_web_side_never_loads_torch() -> None:
+    code = (
+        "import sys, app.main, app.cli, worker.celery_app, worker.tasks; print([m for m in sys.modules if m in BAD])"
+    )
+    bad = "BAD = {'torch', 'transformers', 'peft', 'numpy'}; "
+    environment = {
+        "LETHE_DATABASE_URL": "postgresql+psycopg://x",
+        "LETHE_REDIS_URL": "redis://x",
+        "LETHE_STORAGE_DIR": "/nowhere",
+        "LETHE_ENCRYPTION_KEYS": "k1:" + "A" * 43 + "=",
+        "LETHE_KEY_PEPPER": "A" * 43 + "=",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", bad + code], capture_output=True, text=True, env=environment, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_openapi_document_describes_every_answer(settings: Settings) -> None:
+    document = create_app(settings).openapi()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert operation["operationId"], (method, path)
+            assert operation.get("summary"), (method, path)
+            if path not in PUBLIC:
+                assert "401" in operation["responses"], (method, path)
+    assert "HTTPValidationError" not in json.dumps(document)
+    assert {"unlearn-jobs"} <= {path.split("/")[1] for path in document["paths"]}

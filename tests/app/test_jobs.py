@@ -1,0 +1,300 @@
+"""Accepting, finding and steering jobs. No worker runs here: what a worker would do is written by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import Engine, select, text
+from sqlalchemy.orm import Session
+
+from app import outbox
+from app.datasets.tables import Dataset
+from app.jobs import transitions
+from app.jobs.tables import OutboxMessage, Run, UnlearnJob
+from app.methods import DEFAULT_POLICY
+from tests.app.conftest import post_adapter, post_job, record, upload
+
+pytestmark = pytest.mark.usefixtures("adapter")
+MARKER = "Zanzibar-Quux-4711"
+
+
+def claim(engine: Engine, run_id: str) -> None:
+    """What a worker does first."""
+    with Session(engine) as session, session.begin():
+        assert session.scalars(transitions.claim(run_id, "w", timedelta(seconds=60))).one()
+        session.execute(transitions.follow(run_id, "running")).all()
+
+
+async def new_job(client: httpx.AsyncClient, **body: Any) -> dict[str, Any]:
+    """An accepted job."""
+    response = await post_job(client, **body)
+    assert response.status_code == 202, response.text
+    job: dict[str, Any] = response.json()
+    return job
+
+
+async def test_an_accepted_job_shows_every_knob(client: httpx.AsyncClient) -> None:
+    response = await post_job(client, requested_at="2026-01-31T12:00:00Z", metadata={"case": "7"}, seed=7)
+    assert response.status_code == 202
+    job = response.json()
+    assert response.headers["location"] == f"/unlearn-jobs/{job['id']}"
+    assert int(response.headers["retry-after"]) > 0
+    assert (job["object"], job["status"], job["phase"]) == ("unlearn_job", "queued", None)
+    assert (job["adapter"], job["source_version"], job["result_version"], job["attempt"]) == (
+        "support-bot",
+        None,
+        None,
+        0,
+    )
+    assert (job["method"]["gamma"], job["method"]["steps"]) == (0.05, 80)
+    assert job["method"]["forget_loss"] == {"type": "npo", "beta": 0.03}
+    assert job["policy"] == DEFAULT_POLICY.model_dump()
+    assert (job["seed"], job["metadata"], job["verdict"], job["error"]) == (7, {"case": "7"}, None, None)
+    assert job["due_at"] == "2026-02-28T12:00:00Z"
+    assert job["progress"]["queue_position"] == 1
+    assert (await client.get(f"/unlearn-jobs/{job['id']}")).json() == job
+
+
+async def test_job_run_event_and_message_are_stored_together(client: httpx.AsyncClient, engine: Engine) -> None:
+    job = await new_job(client)
+    with Session(engine) as session:
+        message = session.scalars(select(OutboxMessage)).one()
+    assert (message.task, message.queue, message.argument) == (outbox.RUN_TASK, outbox.GPU_QUEUE, job["run_id"])
+    events = (await client.get(f"/unlearn-jobs/{job['id']}/events")).json()["data"]
+    assert [event["message"] for event in events] == ["accepted"]
+
+
+async def test_inline_records_become_datasets(client: httpx.AsyncClient) -> None:
+    job = await new_job(client)
+    forget = (await client.get(f"/datasets/{job['forget_set']}")).json()
+    assert (forget["purpose"], forget["records"]) == ("forget", 1)
+
+
+async def test_a_seed_is_drawn_and_shown(client: httpx.AsyncClient) -> None:
+    seeds = {(await new_job(client))["seed"] for _ in range(3)}
+    assert len(seeds) > 1
+
+
+async def test_steps_follow_the_size_of_the_forget_set(client: httpx.AsyncClient) -> None:
+    records = [record(f"Name {number}") for number in range(50)]
+    job = await new_job(client, forget_set={"records": records})
+    assert job["method"]["steps"] == 16 * 7
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"adapter": "nobody"}, "/adapter"),
+        ({"adapter": "Not A Name"}, "/adapter"),
+        ({"colour": "red"}, "/colour"),
+        ({"forget_set": "ds_none"}, "/forget_set"),
+        ({"retain_set": None}, "/retain_set"),
+        ({"holdout_set": "ds_none"}, "/holdout_set"),
+        ({"forget_set": {"records": []}}, "/forget_set/records"),
+        ({"forget_set": {"records": [{"prompt": MARKER}]}}, "/forget_set/records/0"),
+        ({"forget_set": {"records": [record("Ada"), 7]}}, "/forget_set/records/1"),
+        ({"method": {"type": "magic"}}, "/method/type"),
+        ({"method": {"gamma": -1}}, "/method/gamma"),
+        ({"method": {"learning_rate": "fast"}}, "/method/learning_rate"),
+        ({"method": {"forget_loss": {"type": "npo", "beta": 0}}}, "/method/forget_loss/beta"),
+        ({"policy": "lenient"}, "/policy"),
+        ({"policy": {"max_forget_probability": 0.9}}, "/policy/max_forget_probability"),
+        ({"policy": {"min_retain_probability_ratio": 0.5}}, "/policy/min_retain_probability_ratio"),
+        ({"policy": {"max_smell": 1}}, "/policy/max_smell"),
+        ({"policy": {"name": "mine"}}, "/policy"),
+        ({"seed": -1}, "/seed"),
+        ({"requested_at": "yesterday"}, "/requested_at"),
+        ({"requested_at": "2026-01-01T00:00:00"}, "/requested_at"),
+        ({"metadata": {"k": 1}}, "/metadata/k"),
+        ({"metadata": {str(n): "v" for n in range(17)}}, "/metadata"),
+    ],
+)
+async def test_a_bad_request_names_the_field_and_stores_nothing(
+    client: httpx.AsyncClient, engine: Engine, body: dict[str, Any], pointer: str
+) -> None:
+    response = await post_job(client, **body)
+    assert response.status_code == 422, response.text
+    assert pointer in [error["pointer"] for error in response.json()["errors"]], response.text
+    assert MARKER not in response.text
+    with engine.connect() as connection:
+        tables = ("runs", "unlearn_jobs", "job_events", "outbox", "datasets")
+        counts = [connection.scalar(text(f"SELECT count(*) FROM {table}")) for table in tables]  # noqa: S608
+    assert counts == [0, 0, 0, 0, 0]
+
+
+async def test_sets_of_the_wrong_purpose_are_refused(client: httpx.AsyncClient) -> None:
+    retain = await upload(client, "retain", record("Ada"))
+    problem = (await post_job(client, forget_set=retain)).json()
+    assert problem["errors"][0]["pointer"] == "/forget_set"
+    assert "retain set" in problem["detail"]
+
+
+async def test_a_purged_set_is_refused(client: httpx.AsyncClient) -> None:
+    forget = await upload(client, "forget", record("Ada"))
+    await client.delete(f"/datasets/{forget}")
+    assert "purged" in (await post_job(client, forget_set=forget)).json()["detail"]
+
+
+@pytest.mark.parametrize("field", ["retain_set", "holdout_set"])
+async def test_sets_that_share_records_are_refused(client: httpx.AsyncClient, field: str) -> None:
+    forget = await upload(client, "forget", record("Ada"), record("Eve"))
+    # The same text under another id is the same record.
+    other = await upload(client, field.removesuffix("_set"), record("Bob"), {"id": "9", **record("Eve")})
+    response = await post_job(client, forget_set=forget, **{field: other})
+    assert response.status_code == 422
+    assert response.json()["errors"] == [
+        {"pointer": f"/{field}", "detail": "shares 1 record(s) with the forget set; take them out of one of the two"}
+    ]
+
+
+async def test_an_adapters_default_retain_set_is_used(client: httpx.AsyncClient) -> None:
+    retain = await upload(client, "retain", record("Bob"))
+    assert (await post_adapter(client, name="with-default", retain_set=retain)).status_code == 201
+    job = await new_job(client, adapter="with-default", retain_set=None)
+    assert job["retain_set"] == retain
+
+
+async def test_a_policy_may_be_tightened(client: httpx.AsyncClient) -> None:
+    job = await new_job(client, policy={"min_retain_probability_ratio": 0.95})
+    assert job["policy"]["min_retain_probability_ratio"] == 0.95
+    assert job["policy"]["max_forget_probability"] == DEFAULT_POLICY.max_forget_probability
+    assert job["policy"]["name"] == "default.tightened"
+
+
+async def test_the_same_key_and_body_make_one_job(client: httpx.AsyncClient) -> None:
+    headers = {"Idempotency-Key": "k-1"}
+    forget = await upload(client, "forget", record("Ada"))
+    retain = await upload(client, "retain", record("Bob"))
+    body = {"adapter": "support-bot", "forget_set": forget, "retain_set": retain}
+    calls = [client.post("/unlearn-jobs", json=body, headers=headers) for _ in range(8)]
+    answers = await asyncio.gather(*calls)
+    assert {answer.status_code for answer in answers} <= {202, 409}
+    again = await client.post("/unlearn-jobs", json=body, headers=headers)
+    assert again.status_code == 202
+    assert {answer.json()["id"] for answer in answers if answer.status_code == 202} == {again.json()["id"]}
+    other = await client.post("/unlearn-jobs", json={**body, "seed": 1}, headers=headers)
+    assert other.status_code == 422
+    assert other.json()["errors"][0]["pointer"] == "/header/Idempotency-Key"
+    assert len((await client.get("/unlearn-jobs")).json()["data"]) == 1
+
+
+async def test_jobs_are_listed_newest_first_and_filtered(client: httpx.AsyncClient) -> None:
+    first = (await new_job(client, subject_request_id="sr-1"))["id"]
+    second = (await new_job(client))["id"]
+    await client.post(f"/unlearn-jobs/{first}/cancel")
+
+    async def ids(**query: str) -> list[str]:
+        return [job["id"] for job in (await client.get("/unlearn-jobs", params=query)).json()["data"]]
+
+    assert await ids() == [second, first]
+    assert await ids(status="cancelled") == [first]
+    assert await ids(subject_request_id="sr-1") == [first]
+    assert await ids(adapter="support-bot") == [second, first]
+    assert await ids(adapter="nobody") == []
+    page = (await client.get("/unlearn-jobs?limit=1")).json()
+    assert await ids(cursor=page["next_cursor"]) == [first]
+
+
+async def test_places_in_the_queue_are_counted(client: httpx.AsyncClient) -> None:
+    jobs = [(await new_job(client))["id"] for _ in range(3)]
+    await client.post(f"/unlearn-jobs/{jobs[0]}/cancel")
+    places = [(await client.get(f"/unlearn-jobs/{job}")).json()["progress"]["queue_position"] for job in jobs]
+    assert places == [None, 1, 2]
+
+
+async def test_a_queued_job_is_cancelled_at_once(client: httpx.AsyncClient) -> None:
+    job = (await new_job(client))["id"]
+    response = await client.post(f"/unlearn-jobs/{job}/cancel")
+    assert (response.status_code, response.json()["status"]) == (202, "cancelled")
+    assert response.json()["finished_at"] is not None
+    assert (await client.post(f"/unlearn-jobs/{job}/cancel")).status_code == 409
+
+
+async def test_a_running_job_is_asked_to_stop(client: httpx.AsyncClient, engine: Engine) -> None:
+    job = await new_job(client)
+    claim(engine, job["run_id"])
+    response = await client.post(f"/unlearn-jobs/{job['id']}/cancel")
+    assert (response.status_code, response.json()["status"]) == (202, "running")
+    assert response.json()["cancel_requested_at"] is not None
+    again = (await client.post(f"/unlearn-jobs/{job['id']}/cancel")).json()
+    assert again["cancel_requested_at"] == response.json()["cancel_requested_at"]
+
+
+async def test_a_cancelled_job_can_be_retried_and_published_again(client: httpx.AsyncClient, engine: Engine) -> None:
+    job = await new_job(client)
+    await client.post(f"/unlearn-jobs/{job['id']}/cancel")
+    response = await client.post(f"/unlearn-jobs/{job['id']}/retry")
+    assert (response.status_code, response.json()["status"]) == (202, "queued")
+    assert response.json()["cancel_requested_at"] is None
+    assert response.json()["finished_at"] is None
+    with Session(engine) as session:
+        assert session.scalars(select(OutboxMessage.argument)).all() == [job["run_id"]] * 2
+
+
+async def test_a_live_job_cannot_be_retried(client: httpx.AsyncClient, engine: Engine) -> None:
+    job = await new_job(client)
+    assert (await client.post(f"/unlearn-jobs/{job['id']}/retry")).status_code == 409
+    claim(engine, job["run_id"])
+    assert (await client.post(f"/unlearn-jobs/{job['id']}/retry")).status_code == 409
+
+
+async def test_a_job_whose_records_are_gone_cannot_be_retried(client: httpx.AsyncClient) -> None:
+    job = await new_job(client)
+    await client.post(f"/unlearn-jobs/{job['id']}/cancel")
+    await client.delete(f"/datasets/{job['forget_set']}")
+    response = await client.post(f"/unlearn-jobs/{job['id']}/retry")
+    assert response.status_code == 409
+    assert "purged" in response.json()["detail"]
+
+
+async def test_results_are_withheld_until_there_are_any(client: httpx.AsyncClient) -> None:
+    job = (await new_job(client))["id"]
+    for part in ("adapter", "evaluation"):
+        response = await client.get(f"/unlearn-jobs/{job}/{part}")
+        assert response.status_code == 409
+        assert "queued" in response.json()["detail"]
+
+
+async def test_events_are_paged(client: httpx.AsyncClient, engine: Engine) -> None:
+    job = await new_job(client)
+    with Session(engine) as session, session.begin():
+        for number in range(4):
+            session.execute(transitions.event(job["id"], "ten_ours", f"event {number}"))
+    url = f"/unlearn-jobs/{job['id']}/events"
+    page = (await client.get(url, params={"limit": 3})).json()
+    rest = (await client.get(url, params={"limit": 3, "cursor": page["next_cursor"]})).json()
+    messages = [event["message"] for event in page["data"] + rest["data"]]
+    assert messages == ["event 3", "event 2", "event 1", "event 0", "accepted"]
+    assert (page["has_more"], rest["has_more"], rest["next_cursor"]) == (True, False, None)
+    assert (await client.get(url, params={"cursor": "x"})).status_code == 422
+
+
+async def test_no_record_reaches_the_database_in_clear(client: httpx.AsyncClient, engine: Engine) -> None:
+    await new_job(client, forget_set={"records": [record(MARKER)]})
+    with Session(engine) as session:
+        rows = [
+            *session.scalars(select(UnlearnJob)),
+            *session.scalars(select(Run)),
+            *session.scalars(select(Dataset)),
+        ]
+        dump = repr([vars(row) for row in rows])
+    assert MARKER not in dump
+
+
+async def test_a_body_over_the_limit_is_refused(client: httpx.AsyncClient, app: Any, settings: Any) -> None:
+    response = await client.post(
+        "/unlearn-jobs", content=b"{}", headers={"Content-Type": "application/json", "Content-Length": "99999999999"}
+    )
+    assert (response.status_code, response.json()["code"]) == (413, "too_large")
+
+
+async def test_methods_and_policies_are_listed(client: httpx.AsyncClient) -> None:
+    method = (await client.get("/methods")).json()["data"][0]
+    assert method["type"] == "blur"
+    assert method["defaults"]["gamma"] == "auto"
+    assert set(method["defaults"]) == set(method["json_schema"]["properties"])
+    assert (await client.get("/policies")).json()["data"] == [DEFAULT_POLICY.model_dump()]

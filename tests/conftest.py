@@ -1,0 +1,76 @@
+"""Real servers for the tests: one Postgres and one Redis per test session."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+from redis import Redis
+from sqlalchemy import make_url
+
+from app.database import upgrade_schema
+from app.embedded.postgres import EmbeddedPostgres, create_database, libpq_url
+from app.embedded.redis import EmbeddedRedis
+
+TEMPLATE = "lethe_template"
+
+
+@pytest.fixture(scope="session")
+def server_directory() -> Iterator[Path]:
+    """A folder that a helper user may enter: pytest's own temporary folders are closed to it."""
+    path = Path(tempfile.mkdtemp(prefix="lethe-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def postgres_url(server_directory: Path) -> Iterator[str]:
+    """SQLAlchemy URL of the server's maintenance database."""
+    server = EmbeddedPostgres(server_directory / "postgres", durable=False)
+    server.start()
+    yield server.url("postgres")
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_url: str) -> str:
+    """Name of a migrated, empty database that tests clone."""
+    create_database(postgres_url, TEMPLATE)
+    upgrade_schema(with_database(postgres_url, TEMPLATE))
+    return TEMPLATE
+
+
+@pytest.fixture
+def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
+    """SQLAlchemy URL of a fresh migrated database, dropped after the test."""
+    name = f"test_{uuid4().hex}"
+    create_database(postgres_url, name, template=template_database)
+    yield with_database(postgres_url, name)
+    with psycopg.connect(libpq_url(postgres_url), autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def redis_url(server_directory: Path) -> Iterator[str]:
+    """URL of the session's Redis; use `redis_clean_url` unless leftovers do not matter."""
+    server = EmbeddedRedis(server_directory / "redis")
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def redis_clean_url(redis_url: str) -> str:
+    """URL of the session's Redis, emptied before the test."""
+    with Redis.from_url(redis_url) as client:
+        client.flushall()
+    return redis_url
+
+
+def with_database(url: str, name: str) -> str:
+    """The same server, another database."""
+    return make_url(url).set(database=name).render_as_string(hide_password=False)

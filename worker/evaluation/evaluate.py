@@ -1,0 +1,178 @@
+"""Evaluate a model on named sets of records."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from worker.evaluation.metrics import TokenScores, greedy_answers, rouge_l_recall, token_scores
+from worker.unlearning.encoding import Example
+
+
+@dataclass(frozen=True)
+class RecordScores:
+    """Scores of one record; windows of a long record are joined by their number of tokens.
+
+    Attributes:
+        record: 0-based index of the record.
+        probability: exp(-nll), the length-normalised probability of the answer, in [0, 1].
+        nll: mean NLL in nats per label token, the end token included.
+        extraction_strength: share of the answer that the model completes on its own, given the rest, in [0,
+            1].
+        exact_memorisation: share of answer tokens that are the model's first choice, in [0, 1].
+        rouge_l_recall: of the greedy answer, in [0, 1].
+    """
+
+    record: int
+    probability: float
+    nll: float
+    extraction_strength: float
+    exact_memorisation: float
+    rouge_l_recall: float
+
+
+@dataclass(frozen=True)
+class SetScores:
+    """Means over the records of one set. With no record at all, every mean is 0 and ``records`` says so.
+
+    Attributes:
+        records: records that the means are over.
+        skipped: records left out because they have no answer token.
+        per_record: the scores behind the means, in the order of the records.
+    """
+
+    records: int
+    skipped: int
+    probability: float
+    nll: float
+    extraction_strength: float
+    exact_memorisation: float
+    rouge_l_recall: float
+    per_record: tuple[RecordScores, ...]
+
+
+def evaluate_model(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: Mapping[str, Sequence[Example]],
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 128,
+) -> dict[str, SetScores]:
+    """Score every set. The result does not depend on ``batch_size`` beyond rounding.
+
+    Args:
+        model: a causal language model, with or without a PEFT adapter. Put into evaluation mode meanwhile.
+        tokenizer: tokenizer of the base model.
+        sets: examples by the name of their set, such as "forget" and "retain".
+        batch_size: sequences per forward pass.
+        max_new_tokens: cap on generated tokens per answer.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        return {
+            name: _evaluate_set(model, tokenizer, examples, batch_size, max_new_tokens)
+            for name, examples in sets.items()
+        }
+    finally:
+        model.train(was_training)
+
+
+def base_scores(
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: Mapping[str, Sequence[Example]],
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 128,
+) -> dict[str, SetScores]:
+    """The same scores with the adapter switched off: a control that never saw the records in training."""
+    with _without_adapter(model):
+        return evaluate_model(model, tokenizer, sets, batch_size=batch_size, max_new_tokens=max_new_tokens)
+
+
+@contextmanager
+def _without_adapter(model: PeftModel) -> Iterator[None]:
+    """PEFT marks the factors as frozen when the adapter comes back, so their state is put back as well."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with model.disable_adapter():
+        yield
+    for parameter in trained:
+        parameter.requires_grad_(True)
+
+
+def sample_examples(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
+    """All windows of at most ``limit`` records, drawn without replacement; order kept.
+
+    The same seed draws the same records, so that source and result are measured on the same sample.
+    """
+    records = sorted({example.record for example in examples})
+    if len(records) <= limit:
+        return list(examples)
+    drawn = np.random.default_rng(seed).choice(len(records), size=limit, replace=False)
+    chosen = {records[index] for index in drawn.tolist()}
+    return [example for example in examples if example.record in chosen]
+
+
+def _evaluate_set(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    batch_size: int,
+    max_new_tokens: int,
+) -> SetScores:
+    """Score one set, example by example, then record by record."""
+    scores = token_scores(model, tokenizer, examples, batch_size)
+    answered = [index for index, score in enumerate(scores) if score.answer_tokens]
+    answers = greedy_answers(model, tokenizer, [examples[index] for index in answered], batch_size, max_new_tokens)
+    recalls = dict(zip(answered, map(rouge_l_recall, answers), strict=True))
+    windows: dict[int, list[tuple[TokenScores, float]]] = defaultdict(list)
+    for index, (example, score) in enumerate(zip(examples, scores, strict=True)):
+        windows[example.record].append((score, recalls.get(index, 0.0)))
+    joined = [_join(record, parts) for record, parts in sorted(windows.items())]
+    return _means([score for score in joined if score is not None], skipped=joined.count(None))
+
+
+def _join(record: int, parts: Sequence[tuple[TokenScores, float]]) -> RecordScores | None:
+    """Scores of a record from its windows, weighted by answer tokens; None when it has no answer token."""
+    tokens = sum(score.answer_tokens for score, _ in parts)
+    if tokens == 0:
+        return None
+    # P(a|q) = exp(-(1/|A|) sum of -log p), A = labels with the end token (TOFU).
+    nll = sum(score.nll_sum for score, _ in parts) / sum(score.labels for score, _ in parts)
+    return RecordScores(
+        record=record,
+        probability=math.exp(-nll),
+        nll=nll,
+        # 1 - k/n for the smallest k with all predictions from k on right: matching suffix over length.
+        extraction_strength=sum(score.matching_suffix for score, _ in parts) / tokens,
+        exact_memorisation=sum(score.matches for score, _ in parts) / tokens,
+        rouge_l_recall=sum(score.answer_tokens * recall for score, recall in parts) / tokens,
+    )
+
+
+def _means(scores: Sequence[RecordScores], *, skipped: int) -> SetScores:
+    """Unweighted means over records."""
+
+    def mean(name: str) -> float:
+        return math.fsum(getattr(score, name) for score in scores) / len(scores) if scores else 0.0
+
+    return SetScores(
+        records=len(scores),
+        skipped=skipped,
+        probability=mean("probability"),
+        nll=mean("nll"),
+        extraction_strength=mean("extraction_strength"),
+        exact_memorisation=mean("exact_memorisation"),
+        rouge_l_recall=mean("rouge_l_recall"),
+        per_record=tuple(scores),
+    )

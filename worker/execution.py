@@ -1,0 +1,73 @@
+"""A run's life on this worker: claim it, carry it out, and end it in a way that everybody can see."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+
+import structlog
+
+from app.settings import Settings
+from worker.lease import Cancelled, Claim, Fenced, HandBack, Lease, claim
+from worker.order import JobError
+
+log = structlog.get_logger(__name__)
+Recipe = Callable[[Lease, Settings], None]
+
+
+def execute(
+    run_id: str,
+    worker: str,
+    settings: Settings,
+    recipe: Recipe,
+    is_stopping: Callable[[], bool] = lambda: False,
+) -> None:
+    """Take a run if it is to be had, and bring it to its end.
+
+    Args:
+        recipe: does the work; `worker.recipe.carry_out`.
+        is_stopping: whether this worker was told to stop.
+    """
+    lease_time = timedelta(seconds=settings.lease_seconds)
+    held = claim(run_id, worker, lease_time)
+    if held is None:
+        log.info("run not taken", run=run_id)
+        return
+    log.info("run started", run=run_id, attempt=held.attempt)
+    with Lease(held, lease_time, settings.heartbeat_seconds, is_stopping) as lease:
+        try:
+            _end(lease, settings, recipe)
+        except Fenced:
+            log.warning("run left to its new holder", run=run_id, attempt=held.attempt)
+
+
+def _end(lease: Lease, settings: Settings, recipe: Recipe) -> None:
+    held = lease.claim
+    try:
+        recipe(lease, settings)
+        log.info("run ended", run=held.run_id, attempt=held.attempt)
+    except Fenced:
+        raise
+    except Cancelled:
+        lease.end("cancelled", "cancelled")
+        log.info("run cancelled", run=held.run_id)
+    except HandBack:
+        lease.hand_back()
+        log.info("run handed back", run=held.run_id)
+    except JobError as error:
+        _fail(lease, error.code, error.message)
+    except Exception as error:  # whatever it is, the job must not hang
+        _log_crash(held, error)
+        _fail(lease, "internal_error", f"the worker failed ({type(error).__name__}); its log names the place")
+
+
+def _fail(lease: Lease, code: str, message: str) -> None:
+    lease.end("failed", message, error={"code": code, "message": message})
+    log.error("run failed", run=lease.claim.run_id, code=code)
+
+
+def _log_crash(held: Claim, error: Exception) -> None:
+    # Places only: an exception's text may quote a record.
+    places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    log.error("run crashed", run=held.run_id, attempt=held.attempt, error=type(error).__name__, places=places[-12:])

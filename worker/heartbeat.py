@@ -1,0 +1,38 @@
+"""Which workers are alive, as seen from Postgres."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import structlog
+from sqlalchemy import func
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.jobs.tables import WorkerHeartbeat
+from worker.database import engine
+
+HEARTBEAT_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerName:
+    """A worker and the queue that it serves."""
+
+    name: str
+    queue: str
+
+
+def beat(worker: WorkerName) -> None:
+    """Note that a worker is alive. A database that is away for a while is no reason to stop beating."""
+    statement = insert(WorkerHeartbeat).values(name=worker.name, queue=worker.queue)
+    statement = statement.on_conflict_do_update(
+        index_elements=[WorkerHeartbeat.name], set_={"seen_at": func.now(), "queue": worker.queue}
+    )
+    try:
+        with engine().begin() as connection:
+            connection.execute(statement)
+    except SQLAlchemyError as error:
+        log.warning("heartbeat not written", worker=worker.name, error=type(error).__name__)

@@ -1,0 +1,117 @@
+"""What the light worker does on its clock: publish the outbox, bring back lost runs, purge what is due."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+from sqlalchemy import Select, exists, func, select
+from sqlalchemy.orm import Session, aliased
+
+from app import outbox
+from app.datasets import purging
+from app.datasets.tables import Dataset
+from app.jobs import transitions
+from app.jobs.tables import OutboxMessage, Run, UnlearnJob
+from app.settings import get_settings
+from worker.database import new_session, vault
+from worker.lease import follow, wake_next
+
+BATCH = 100
+log = structlog.get_logger(__name__)
+
+
+def relay_outbox(publish: Callable[[str, str, str], None]) -> int:
+    """Publish waiting messages, oldest first, and delete them. Answers how many.
+
+    A crash between publishing and deleting publishes twice, which does no harm; the other order would lose one.
+
+    Args:
+        publish: sends (task, queue, argument) to the broker, or raises.
+    """
+    with new_session() as session, session.begin():
+        oldest = select(OutboxMessage).order_by(OutboxMessage.id).limit(BATCH).with_for_update(skip_locked=True)
+        messages = session.scalars(oldest).all()
+        for message in messages:
+            publish(message.task, message.queue, message.argument)
+            session.delete(message)
+        return len(messages)
+
+
+def reap_runs() -> int:
+    """Bring back runs whose worker is gone and those whose message may be. Answers how many."""
+    with new_session() as session:
+        lost = session.scalars(select(Run.id).where(transitions.expired()).limit(BATCH)).all()
+        forgotten = session.scalars(_forgotten().limit(BATCH)).all()
+    for run_id in lost:
+        with new_session() as session, session.begin():
+            _bring_back(session, run_id)
+    for run_id in forgotten:
+        with new_session() as session, session.begin():
+            _publish_again(session, run_id)
+    return len(lost) + len(forgotten)
+
+
+def purge_datasets() -> int:
+    """Shred datasets whose time is up and that no live job needs. Answers how many."""
+    needed = exists().where(purging.needs(Dataset.id))
+    due = select(Dataset.id).where(Dataset.purge_at < func.now(), Dataset.purged_at.is_(None), ~needed)
+    with new_session() as session, session.begin():
+        datasets = session.scalars(due.limit(BATCH).with_for_update(skip_locked=True)).all()
+        for dataset_id in datasets:
+            shred(session, dataset_id)
+        return len(datasets)
+
+
+def shred(session: Session, dataset_id: str) -> None:
+    """Destroy a dataset's key, and have its blobs removed once that is committed."""
+    session.execute(purging.shred(dataset_id))
+    session.execute(outbox.delete_blobs(dataset_id))
+
+
+def delete_blobs(dataset_id: str) -> None:
+    """Remove the bytes of a dataset whose key is gone."""
+    with new_session() as session:
+        dataset = session.get(Dataset, dataset_id)
+    if dataset is not None and dataset.purged_at is not None:
+        vault().delete_blobs(dataset)
+        log.info("dataset purged", dataset=dataset_id)
+
+
+def _forgotten() -> Select[str]:
+    """Runs that have been queued for long although their adapter is free."""
+    other = aliased(Run)
+    busy = exists().where(other.adapter_id == Run.adapter_id, other.status == "running")
+    return select(Run.id).where(Run.status == "queued", Run.publish_after < func.now(), ~busy)
+
+
+def _bring_back(session: Session, run_id: str) -> None:
+    # The row is locked first, so that the decision and the change see the same run.
+    run = session.scalar(select(Run).where(Run.id == run_id, transitions.expired()).with_for_update())
+    if run is None:
+        return
+    if run.cancel_requested_at is not None:
+        session.execute(transitions.end_lost(run_id, "cancelled"))
+        follow(session, run_id, "cancelled", "cancelled; the worker that had it is gone")
+        wake_next(session, run.adapter_id)
+    elif run.lost_workers >= get_settings().max_lost_workers:
+        reason = f"{run.lost_workers + 1} workers were lost while they had this run; it is given up"
+        session.execute(transitions.end_lost(run_id, "failed"))
+        follow(session, run_id, "failed", reason, error={"code": "worker_lost", "message": reason})
+        wake_next(session, run.adapter_id)
+    else:
+        session.execute(transitions.requeue_lost(run_id))
+        follow(session, run_id, "queued", f"the worker of attempt {run.attempt} was lost; queued again", level="warn")
+        session.execute(outbox.execute_run(run_id))
+    log.warning("lost worker", run=run_id, attempt=run.attempt)
+
+
+def _publish_again(session: Session, run_id: str) -> None:
+    changed = session.scalar(transitions.republished(run_id))
+    if changed is None:
+        return
+    session.execute(outbox.execute_run(run_id))
+    jobs = select(UnlearnJob.id, UnlearnJob.tenant_id).where(UnlearnJob.run_id == run_id)
+    for job_id, tenant_id in session.execute(jobs):
+        message = "no worker has taken the job yet; it was announced again"
+        session.execute(transitions.event(job_id, tenant_id, message, level="warn", data={"times": changed}))

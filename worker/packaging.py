@@ -1,0 +1,259 @@
+"""The released adapter: a PEFT directory with a model card, and one reproducible archive of it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import shlex
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from app.methods import BlurMethod, Policy
+from worker.evaluation.evaluate import SetScores
+from worker.evaluation.gate import Gate
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+CARD_FILE = "README.md"
+ARCHIVE_FILES = (CARD_FILE, CONFIG_FILE, WEIGHTS_FILE)  # in the order of the archive
+
+_METRICS = (
+    ("probability", "answer probability"),
+    ("extraction_strength", "extraction strength"),
+    ("exact_memorisation", "exact memorisation"),
+    ("rouge_l_recall", "ROUGE-L recall"),
+    ("nll", "NLL per token (nats)"),
+)
+# Adapter weights hardly compress, so the fastest level costs nothing in size.
+_GZIP_LEVEL = 1
+
+_LIMITS = (
+    "This is approximate unlearning. It lowers how much of the records the model shows; it is no proof that "
+    "no trace of them is left in the weights.",
+    "Further fine-tuning of this adapter, even on other data, may bring records back.",
+    "Only the weights of this adapter were changed. Copies of the source adapter, merged checkpoints, the "
+    "base model and training data elsewhere are untouched.",
+    "The numbers hold for the listed metrics, with greedy decoding and the prompts of the sets. Paraphrased "
+    "prompts, sampling, quantised weights and adversarial attacks were not tested here.",
+)
+
+
+@dataclass(frozen=True)
+class ArchiveDigest:
+    """SHA-256 (hexadecimal) and length in bytes of an archive."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class SetFacts:
+    """What may be said about a record set: digest of its bytes and number of records. Never content."""
+
+    sha256: str
+    records: int
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything that a model card states.
+
+    Attributes:
+        job_id: the unlearn job.
+        base_model_name: public name of the base model, as PEFT and vLLM look it up.
+        revision: revision of the base model, if it has one.
+        adapter_name: name under which the card suggests to serve the adapter.
+        method: every knob.
+        seed: seed of the run.
+        policy: thresholds of the gate.
+        forget, retain: digests and counts of the sets.
+        gate: outcome.
+        scores: scores by column title ("before", "after", "base model alone"), then by set.
+    """
+
+    job_id: str
+    base_model_name: str
+    revision: str | None
+    adapter_name: str
+    method: BlurMethod
+    seed: int
+    policy: Policy
+    forget: SetFacts
+    retain: SetFacts
+    gate: Gate
+    scores: Mapping[str, Mapping[str, SetScores]]
+
+
+def write_adapter_directory(
+    directory: Path,
+    state: Mapping[str, Tensor],
+    source_config: Mapping[str, Any],
+    *,
+    base_model_name: str,
+    revision: str | None,
+    card: str,
+) -> None:
+    """Write the files of a PEFT adapter. The directory is created; files of the same name are replaced.
+
+    Args:
+        directory: target.
+        state: tensors under PEFT's names, from `worker.unlearning.lora.adapter_state`.
+        source_config: adapter_config.json of the source adapter. All of it is kept but the names of the base
+            model.
+        base_model_name: public name of the base model; a path of the machine that trained must not leak.
+        revision: revision of the base model.
+        card: text of README.md, from `model_card`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    config = dict(source_config) | {
+        "base_model_name_or_path": base_model_name,
+        "revision": revision,
+        "inference_mode": True,
+    }
+    save_file(dict(state), directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    _write(directory / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    _write(directory / CARD_FILE, card)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_archive(directory: Path, target: Path) -> ArchiveDigest:
+    """Pack the files of an adapter directory. The same files give the same bytes, whoever packs them and
+    when.
+
+    Entries lie at the top level, in a fixed order, without times, owners or the name of the archive.
+
+    Args:
+        directory: holds every name in `ARCHIVE_FILES`; anything else in it is left out.
+        target: the .tar.gz to write; replaced if it is there.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+    """
+    with (
+        target.open("wb") as raw,
+        gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
+    ):
+        for name in ARCHIVE_FILES:
+            with (directory / name).open("rb") as content:
+                archive.addfile(_entry(name, content), content)
+    with target.open("rb") as written:
+        return ArchiveDigest(hashlib.file_digest(written, "sha256").hexdigest(), target.stat().st_size)
+
+
+def _entry(name: str, content: IO[bytes]) -> tarfile.TarInfo:
+    """Header that depends on name and length alone."""
+    entry = tarfile.TarInfo(name)
+    entry.size = content.seek(0, 2)
+    content.seek(0)
+    entry.mode, entry.mtime, entry.uid, entry.gid = 0o644, 0, 0, 0
+    return entry
+
+
+def model_card(facts: CardFacts) -> str:
+    """README.md of a released adapter: front matter, use, what was unlearned and how. Holds no record."""
+    parts = (_front_matter(facts), _use(facts), _unlearning(facts), _metrics(facts), _gate(facts), _limits())
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(facts: CardFacts) -> str:
+    # JSON strings are YAML strings, so a name can never break out of its field.
+    return "\n".join(
+        (
+            "---",
+            "library_name: peft",
+            f"base_model: {json.dumps(facts.base_model_name)}",
+            "pipeline_tag: text-generation",
+            "tags:",
+            *(f"- {tag}" for tag in ("lora", "peft", "unlearning", "lethe")),
+            "---",
+        )
+    )
+
+
+def _use(facts: CardFacts) -> str:
+    revision = f", revision={json.dumps(facts.revision)}" if facts.revision else ""
+    return f"""# {facts.adapter_name}
+
+A LoRA adapter for `{facts.base_model_name}` from which records were unlearned. It has the rank, the target
+modules and the tensor names of the adapter that it came from, and takes its place.
+
+With PEFT, from the unpacked directory:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({json.dumps(facts.base_model_name)}{revision})
+model = PeftModel.from_pretrained(base, "path/to/adapter")
+```
+
+With vLLM:
+
+```sh
+vllm serve {shlex.quote(facts.base_model_name)} --enable-lora \\
+    --lora-modules {shlex.quote(facts.adapter_name)}=path/to/adapter
+```"""
+
+
+def _unlearning(facts: CardFacts) -> str:
+    knobs = json.dumps(facts.method.model_dump(mode="json"), indent=2)
+    return f"""## Unlearning
+
+| | |
+|---|---|
+| job | `{facts.job_id}` |
+| forget set | {facts.forget.records} records, sha256 `{facts.forget.sha256}` |
+| retain set | {facts.retain.records} records, sha256 `{facts.retain.sha256}` |
+| method | BLUR, [arXiv 2506.08164](https://arxiv.org/abs/2506.08164) |
+| seed | {facts.seed} |
+
+```json
+{knobs}
+```"""
+
+
+def _metrics(facts: CardFacts) -> str:
+    columns = list(facts.scores)
+    header = f"| set | metric | {' | '.join(columns)} |"
+    rule = "|---" * (2 + len(columns)) + "|"
+    return "\n".join(("### Measured", "", header, rule, *_metric_rows(facts.scores)))
+
+
+def _metric_rows(scores: Mapping[str, Mapping[str, SetScores]]) -> Iterator[str]:
+    """One row per set and metric. Every set of any column is listed."""
+    names: Sequence[str] = list(dict.fromkeys(name for column in scores.values() for name in column))
+    for name in names:
+        measured = [column.get(name) for column in scores.values()]
+        records = max((found.records for found in measured if found is not None), default=0)
+        for field, title in _METRICS:
+            values = (_number(None if found is None else getattr(found, field)) for found in measured)
+            yield f"| {name} ({records} records) | {title} | {' | '.join(values)} |"
+
+
+def _gate(facts: CardFacts) -> str:
+    rows = [
+        f"| {check.description} | {_number(check.value)} | {check.comparison} {check.limit:g} | "
+        f"{'passed' if check.passed else 'failed'} |"
+        for check in facts.gate.checks
+    ]
+    title = f"### Gate: {facts.gate.verdict} (policy `{facts.policy.name}`, version {facts.policy.version})"
+    return "\n".join((title, "", "| check | value | threshold | outcome |", "|---|---|---|---|", *rows))
+
+
+def _limits() -> str:
+    return "\n".join(("### Limits", "", *(f"- {limit}" for limit in _LIMITS)))
+
+
+def _number(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"

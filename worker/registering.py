@@ -1,0 +1,106 @@
+"""The end of a run: store what was measured, and release what passed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app.adapters.archive import file_sha256, write_archive
+from app.adapters.service import WEIGHTS_NAME
+from app.adapters.tables import Adapter, AdapterVersion
+from app.datasets import purging
+from app.evaluations.schemas import EvaluationDocument
+from app.evaluations.tables import EvaluationRow
+from app.jobs.tables import UnlearnJob
+from app.kit.ids import new_id
+from app.kit.storage import Storage
+from worker import packaging
+from worker.housekeeping import shred
+from worker.lease import Lease
+from worker.order import JobError, Order
+
+
+def store_evaluation(lease: Lease, document: EvaluationDocument) -> None:
+    """Store an evaluation under the attempt that made it. Raises Fenced when the hold is lost."""
+    held = lease.claim
+    lease.store(
+        EvaluationRow(
+            id=new_id("ev"),
+            tenant_id=held.tenant_id,
+            run_id=held.run_id,
+            attempt=held.attempt,
+            document=document.model_dump(mode="json"),
+        )
+    )
+
+
+def register(lease: Lease, order: Order, folder: Path, storage: Storage) -> None:
+    """Release the adapter in `folder`: one transaction makes it the head, supersedes its source and ends the job.
+
+    Raises:
+        Fenced: the hold is lost; nothing was released.
+    """
+    version = _store(lease, order, folder, storage)
+    try:
+        lease.end(
+            "succeeded",
+            f"released as version {version.number}",
+            before=lambda session: _release(session, order, version),
+            verdict="passed",
+            result_version=version.number,
+        )
+    except BaseException:
+        # Blobs of this attempt only: another attempt's lie in a folder of their own.
+        storage.delete(version.weights_key)
+        storage.delete(version.archive_key)
+        raise
+
+
+def _store(lease: Lease, order: Order, folder: Path, storage: Storage) -> AdapterVersion:
+    held = lease.claim
+    place = f"tenants/{held.tenant_id}/runs/{held.run_id}/{held.attempt}"
+    weights_key, archive_key = f"{place}/{WEIGHTS_NAME}", f"{place}/adapter.tar.gz"
+    with (folder / WEIGHTS_NAME).open("rb") as source, storage.create(weights_key) as sink:
+        while chunk := source.read(1024**2):
+            sink.write(chunk)
+    with storage.create(archive_key) as sink:
+        archive = write_archive([folder / name for name in packaging.ARCHIVE_FILES], sink)
+    return AdapterVersion(
+        id=new_id("av"),
+        tenant_id=held.tenant_id,
+        adapter_id=order.adapter.id,
+        number=order.source.number + 1,
+        config=json.loads((folder / packaging.CONFIG_FILE).read_bytes()),
+        weights_key=weights_key,
+        weights_sha256=file_sha256(folder / WEIGHTS_NAME),
+        archive_key=archive_key,
+        archive_sha256=archive.sha256,
+        archive_bytes=archive.bytes,
+        source_version=order.source.number,
+        run_id=held.run_id,
+    )
+
+
+def _release(session: Session, order: Order, version: AdapterVersion) -> None:
+    adapter = session.scalars(select(Adapter).where(Adapter.id == order.adapter.id).with_for_update()).one()
+    if adapter.head != order.source.number:
+        raise JobError("head_moved", "the adapter got a new version during the run; retry the job")
+    session.add(version)
+    adapter.head = version.number
+    session.execute(
+        update(AdapterVersion)
+        .where(AdapterVersion.id == order.source.id)
+        .values(status="superseded", superseded_at=func.now())
+    )
+    _forget_records(session, order)
+
+
+def _forget_records(session: Session, order: Order) -> None:
+    """Destroy the forget set's key, unless another job still has to use it."""
+    dataset_id = order.datasets["forget"].id
+    others = select(UnlearnJob.id).where(purging.needs(dataset_id), UnlearnJob.id != order.job_id).limit(1)
+    if session.scalar(others) is None:
+        shred(session, dataset_id)

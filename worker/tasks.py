@@ -1,0 +1,60 @@
+"""Celery's tasks: a name, an id, and a call. The work is elsewhere."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from app.outbox import DELETE_BLOBS_TASK, RUN_TASK
+from app.settings import Settings, get_settings
+from worker import housekeeping
+from worker.celery_app import celery_app, is_stopping
+from worker.execution import execute
+from worker.lease import Lease
+
+
+@celery_app.task(name=RUN_TASK)  # type: ignore[untyped-decorator] # celery ships no types
+def execute_run(run_id: str) -> None:
+    """Carry out a run, if it is to be had."""
+    # Nothing is fetched from a hub, cuBLAS repeats itself, and tokenizers start no threads of their own.
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    execute(run_id, f"{socket.gethostname()}:{os.getpid()}", get_settings(), _carry_out, is_stopping)
+
+
+def _carry_out(lease: Lease, settings: Settings) -> None:
+    # Here and not above: torch belongs into the process of one run, and must not cross a fork.
+    from worker.recipe import carry_out
+
+    carry_out(lease, settings)
+
+
+@celery_app.task(name=DELETE_BLOBS_TASK)  # type: ignore[untyped-decorator] # celery ships no types
+def delete_blobs(dataset_id: str) -> None:
+    """Remove the bytes of a purged dataset."""
+    housekeeping.delete_blobs(dataset_id)
+
+
+@celery_app.task(name="lethe.relay_outbox")  # type: ignore[untyped-decorator] # celery ships no types
+def relay_outbox() -> None:
+    """Publish what waits in the outbox."""
+    housekeeping.relay_outbox(_publish)
+
+
+@celery_app.task(name="lethe.reap_runs")  # type: ignore[untyped-decorator] # celery ships no types
+def reap_runs() -> None:
+    """Bring back lost runs."""
+    housekeeping.reap_runs()
+
+
+@celery_app.task(name="lethe.purge_datasets")  # type: ignore[untyped-decorator] # celery ships no types
+def purge_datasets() -> None:
+    """Purge datasets whose time is up."""
+    housekeeping.purge_datasets()
+
+
+def _publish(task: str, queue: str, argument: str) -> None:
+    celery_app.send_task(task, args=[argument], queue=queue, ignore_result=True)

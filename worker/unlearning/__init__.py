@@ -1,0 +1,1 @@
+"""Unlearning on LoRA adapters with BLUR: a pure library, without queue, database or network."""

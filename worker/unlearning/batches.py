@@ -1,0 +1,90 @@
+"""Which examples a step sees, and how they become tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worker.unlearning.encoding import Example
+
+FORGET_STREAM = 0
+RETAIN_STREAM = 1
+
+
+def batch_indices(seed: int, step: int, n: int, batch_size: int, *, stream: int = FORGET_STREAM) -> list[int]:
+    """Indices of the examples of one step: a pure function, so a run can go on from any step.
+
+    Every epoch is a fresh shuffle of all n examples, cut into ceil(n / batch_size) batches of nearly equal
+    size. Each example is thus seen exactly once per epoch, and never twice in one batch.
+
+    Args:
+        seed: seed of the run, not negative.
+        step: 0-based optimizer step.
+        n: number of examples, at least 1.
+        batch_size: largest batch, at least 1.
+        stream: tells independent orders of one run apart, such as forget and retain.
+    """
+    batches = -(-n // batch_size)
+    epoch, part = divmod(step, batches)
+    order = _epoch_order(seed, stream, epoch, n)
+    return list(order[part * n // batches : (part + 1) * n // batches])
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed: int, stream: int, epoch: int, n: int) -> tuple[int, ...]:
+    """A permutation of range(n)."""
+    return tuple(np.random.default_rng([seed, stream, epoch]).permutation(n).tolist())
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded sequences. Index tensors are built on the host, so that a step on a device never waits for
+    one.
+
+    Attributes:
+        input_ids: (batch, tokens) int64.
+        attention_mask: (batch, tokens) int64, 1 where there is a token.
+        positions: (labels,) int64, flat index into (batch * tokens) of the position that predicts each label.
+        labels: (labels,) int64, row by row.
+        rows: (labels,) int64, the row that each label belongs to.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    positions: Tensor
+    labels: Tensor
+    rows: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """A copy on the device."""
+        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
+
+def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
+    """Pad examples on the right to the longest of them. At least one example."""
+    width = max(len(example.input_ids) for example in examples)
+    ids = torch.full((len(examples), width), pad_token_id, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    positions: list[int] = []
+    labels: list[int] = []
+    rows: list[int] = []
+    for row, example in enumerate(examples):
+        length, first = len(example.input_ids), example.prompt_length
+        ids[row, :length] = torch.tensor(example.input_ids)
+        mask[row, :length] = 1
+        # The label at position t is predicted at position t - 1.
+        positions.extend(range(row * width + first - 1, row * width + length - 1))
+        labels.extend(example.labels)
+        rows.extend([row] * len(example.labels))
+    return Batch(ids, mask, *(torch.tensor(column, dtype=torch.int64) for column in (positions, labels, rows)))
+
+
+def by_length(examples: Sequence[Example], size: int) -> list[list[int]]:
+    """Cut into batches of at most ``size`` indices, longest sequences first, so that padding stays small."""
+    order = sorted(range(len(examples)), key=lambda index: -len(examples[index].input_ids))
+    return [order[start : start + size] for start in range(0, len(order), size)]
