@@ -65,10 +65,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _identify(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Give every request an id, which the answer and the log carry."""
+    """Give every request an id, which the answer and the log carry, and every crash an answer."""
     given = request.headers.get("x-request-id", "")
     request.state.request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
-    response = await call_next(request)
+    try:
+        response = await call_next(request)
+    except Exception as error:
+        # Caught here and not by an exception handler: those let the error through to the server, which prints it.
+        response = problems.on_crash(request, error)
     response.headers["X-Request-Id"] = request.state.request_id
     if request.url.path not in {"/livez", "/readyz"}:
         log.info(

@@ -1,5 +1,6 @@
 """Real servers for the tests: one Postgres and one Redis per test session."""
 
+import base64
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from sqlalchemy import make_url
 from app.database import upgrade_schema
 from app.embedded.postgres import EmbeddedPostgres, create_database, libpq_url
 from app.embedded.redis import EmbeddedRedis
+from app.settings import Settings, get_settings
+from worker.database import engine
 
 TEMPLATE = "lethe_template"
 
@@ -74,3 +77,29 @@ def redis_clean_url(redis_url: str) -> str:
 def with_database(url: str, name: str) -> str:
     """The same server, another database."""
     return make_url(url).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def service(
+    database_url: str, redis_clean_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Settings]:
+    """This process's settings: those of a worker on a fresh database and an empty storage."""
+    secret = base64.b64encode(b"s" * 32).decode()
+    values = {
+        "LETHE_DATABASE_URL": database_url,
+        "LETHE_REDIS_URL": redis_clean_url,
+        "LETHE_STORAGE_DIR": str(tmp_path / "storage"),
+        "LETHE_ENCRYPTION_KEYS": f"k1:{secret}",
+        "LETHE_KEY_PEPPER": secret,
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    forget_settings()
+    yield get_settings()
+    forget_settings()
+
+
+def forget_settings() -> None:
+    """Have settings and engine made anew from the environment."""
+    get_settings.cache_clear()
+    engine.cache_clear()

@@ -7,6 +7,7 @@ from functools import lru_cache
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+import app.tables  # noqa: F401 - foreign keys are resolved between tables that are loaded
 from app.datasets.vault import Vault
 from app.kit.db import make_engine
 from app.kit.storage import LocalStorage, Storage

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 
 import structlog
 
+from app.kit.logs import places
 from app.settings import Settings
 from worker.lease import Cancelled, Claim, Fenced, HandBack, Lease, claim
 from worker.order import JobError
@@ -68,6 +68,6 @@ def _fail(lease: Lease, code: str, message: str) -> None:
 
 
 def _log_crash(held: Claim, error: Exception) -> None:
-    # Places only: an exception's text may quote a record.
-    places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
-    log.error("run crashed", run=held.run_id, attempt=held.attempt, error=type(error).__name__, places=places[-12:])
+    log.error(
+        "run crashed", run=held.run_id, attempt=held.attempt, error=type(error).__name__, places=places(error)
+    )

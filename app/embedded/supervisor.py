@@ -252,7 +252,8 @@ class Supervisor:
         self._redis.stop()
         self._postgres.stop()
         self._data.release()
-        self._terminal.say("stopped")
+        if self._watched:
+            self._terminal.say("stopped")
 
     def _end(self, child: Child, deadline: float) -> None:
         while child.running and time.monotonic() < deadline and self._stop_requests < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
@@ -142,8 +142,8 @@ async def evaluation(job_id: str, service: ServiceDep, session: SessionDep, tena
     row = await JobRepository(session, tenant).evaluation(run.id)
     if row is None:
         raise Conflict(f"the job is {job.status} and has not been evaluated")
-    document: dict[str, Any] = {**row.document, "job": job_id, "created_at": row.created_at}
-    return EvaluationRead.model_validate(document)
+    about = {"job": job_id, "run_id": run.id, "attempt": row.attempt, "created_at": row.created_at}
+    return EvaluationRead.model_validate(row.document | about)
 
 
 @router.get(

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 
 import structlog
+
+
+def places(error: BaseException) -> list[str]:
+    """Where an exception came from, innermost last, without its text, which may quote a record."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-12:]]
 
 
 def configure() -> None:

@@ -14,6 +14,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from app.kit.logs import places
+
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
 
@@ -122,11 +124,10 @@ def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Render every error of `app` as a problem document."""
+    """Render the errors of `app` as problem documents. Crashes are the outermost middleware's (`on_crash`)."""
     app.add_exception_handler(Problem, _on_problem)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_crash)
 
 
 async def _on_problem(request: Request, exc: Exception) -> JSONResponse:
@@ -144,15 +145,24 @@ async def _on_validation_error(request: Request, exc: Exception) -> JSONResponse
 
 async def _on_http_exception(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, HTTPException)  # noqa: S101 - the type under which it is registered
+    if isinstance(exc.__cause__, Problem):
+        # FastAPI wraps what is raised while it reads a body.
+        return render(request, exc.__cause__)
     problem = Problem(str(exc.detail), headers=exc.headers)
     problem.status = HTTPStatus(exc.status_code)
     problem.code = problem.status.phrase.lower().replace(" ", "_").replace("-", "_")
     return render(request, problem)
 
 
-async def _on_crash(request: Request, exc: Exception) -> JSONResponse:
-    # The exception's text may quote a record or a statement's parameters, so only its type is logged here.
-    log.error("request crashed", error=type(exc).__name__, path=request.url.path, request_id=request_id(request))
+def on_crash(request: Request, error: Exception) -> JSONResponse:
+    """The answer when something broke. Type and places are logged; the text is not, since it may quote a record."""
+    log.error(
+        "request crashed",
+        error=type(error).__name__,
+        places=places(error),
+        path=request.url.path,
+        request_id=request_id(request),
+    )
     return render(request, Problem("something went wrong on our side; quote the request id when you report it"))
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
@@ -285,10 +287,19 @@ async def test_no_record_reaches_the_database_in_clear(client: httpx.AsyncClient
     assert MARKER not in dump
 
 
-async def test_a_body_over_the_limit_is_refused(client: httpx.AsyncClient, app: Any, settings: Any) -> None:
+async def test_a_body_over_the_limit_is_refused(client: httpx.AsyncClient) -> None:
     response = await client.post(
         "/unlearn-jobs", content=b"{}", headers={"Content-Type": "application/json", "Content-Length": "99999999999"}
     )
+    assert (response.status_code, response.json()["code"]) == (413, "too_large")
+
+
+async def test_a_body_that_grows_over_the_limit_is_refused(app: FastAPI, client: httpx.AsyncClient) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 2**20
+
+    response = await client.post("/unlearn-jobs", content=endless(), headers={"Content-Type": "application/json"})
     assert (response.status_code, response.json()["code"]) == (413, "too_large")
 
 

@@ -1,0 +1,1 @@
+"""A small fictional world, a base model that knows it, and an adapter that memorised its customers."""
