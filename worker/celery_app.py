@@ -17,7 +17,7 @@ from celery import Celery, bootsteps, signals
 from app.kit import logs
 from app.outbox import GPU_QUEUE, LIGHT_QUEUE, RUN_TASK
 from app.settings import get_settings
-from worker.heartbeat import HEARTBEAT_SECONDS, WorkerName, beat
+from worker.heartbeat import HEARTBEAT_SECONDS, WorkerName, beat, fall_silent
 
 # Lives in memory that the pool's processes share with their parent: a worker that is told to stop tells the task
 # in its child, which hands its run back at the next step.
@@ -84,9 +84,10 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc] # celery ships n
             self._timer = parent.timer.call_repeatedly(HEARTBEAT_SECONDS, beat, (worker,))
 
     def stop(self, _parent: Any) -> None:  # noqa: ANN401 - celery ships no types
-        """Stop beating."""
+        """Stop beating, and take the worker off the list: what was told to stop takes no more runs."""
         if self._timer is not None:
             self._timer.cancel()
+            fall_silent(self._name)
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator] # celery ships no types

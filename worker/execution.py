@@ -68,6 +68,4 @@ def _fail(lease: Lease, code: str, message: str) -> None:
 
 
 def _log_crash(held: Claim, error: Exception) -> None:
-    log.error(
-        "run crashed", run=held.run_id, attempt=held.attempt, error=type(error).__name__, places=places(error)
-    )
+    log.error("run crashed", run=held.run_id, attempt=held.attempt, error=type(error).__name__, places=places(error))

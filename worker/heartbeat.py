@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import structlog
-from sqlalchemy import func
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Delete, delete, func
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.jobs.tables import WorkerHeartbeat
@@ -31,8 +31,17 @@ def beat(worker: WorkerName) -> None:
     statement = statement.on_conflict_do_update(
         index_elements=[WorkerHeartbeat.name], set_={"seen_at": func.now(), "queue": worker.queue}
     )
+    _write(worker.name, statement)
+
+
+def fall_silent(name: str) -> None:
+    """Note that a worker has stopped."""
+    _write(name, delete(WorkerHeartbeat).where(WorkerHeartbeat.name == name))
+
+
+def _write(name: str, statement: Insert | Delete) -> None:
     try:
         with engine().begin() as connection:
             connection.execute(statement)
     except SQLAlchemyError as error:
-        log.warning("heartbeat not written", worker=worker.name, error=type(error).__name__)
+        log.warning("heartbeat not written", worker=name, error=type(error).__name__)

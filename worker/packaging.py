@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import json
 import shlex
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from app.adapters import archive
+from app.adapters.archive import ArchiveDigest
 from app.methods import BlurMethod, Policy
 from worker.evaluation.evaluate import SetScores
 from worker.evaluation.gate import Gate
@@ -31,8 +30,6 @@ _METRICS = (
     ("rouge_l_recall", "ROUGE-L recall"),
     ("nll", "NLL per token (nats)"),
 )
-# Adapter weights hardly compress, so the fastest level costs nothing in size.
-_GZIP_LEVEL = 1
 
 _LIMITS = (
     "This is approximate unlearning. It lowers how much of the records the model shows; it is no proof that "
@@ -43,14 +40,6 @@ _LIMITS = (
     "The numbers hold for the listed metrics, with greedy decoding and the prompts of the sets. Paraphrased "
     "prompts, sampling, quantised weights and adversarial attacks were not tested here.",
 )
-
-
-@dataclass(frozen=True)
-class ArchiveDigest:
-    """SHA-256 (hexadecimal) and length in bytes of an archive."""
-
-    sha256: str
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -126,38 +115,17 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_archive(directory: Path, target: Path) -> ArchiveDigest:
-    """Pack the files of an adapter directory. The same files give the same bytes, whoever packs them and
-    when.
-
-    Entries lie at the top level, in a fixed order, without times, owners or the name of the archive.
+def write_archive(directory: Path, sink: BinaryIO) -> ArchiveDigest:
+    """Pack the files of an adapter directory. The same files give the same bytes, whoever packs them and when.
 
     Args:
         directory: holds every name in `ARCHIVE_FILES`; anything else in it is left out.
-        target: the .tar.gz to write; replaced if it is there.
+        sink: takes the tar.gz.
 
     Raises:
         FileNotFoundError: a file is missing.
     """
-    with (
-        target.open("wb") as raw,
-        gzip.GzipFile(filename="", mode="wb", compresslevel=_GZIP_LEVEL, fileobj=raw, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive,
-    ):
-        for name in ARCHIVE_FILES:
-            with (directory / name).open("rb") as content:
-                archive.addfile(_entry(name, content), content)
-    with target.open("rb") as written:
-        return ArchiveDigest(hashlib.file_digest(written, "sha256").hexdigest(), target.stat().st_size)
-
-
-def _entry(name: str, content: IO[bytes]) -> tarfile.TarInfo:
-    """Header that depends on name and length alone."""
-    entry = tarfile.TarInfo(name)
-    entry.size = content.seek(0, 2)
-    content.seek(0)
-    entry.mode, entry.mtime, entry.uid, entry.gid = 0o644, 0, 0, 0
-    return entry
+    return archive.write_archive([directory / name for name in ARCHIVE_FILES], sink)
 
 
 def model_card(facts: CardFacts) -> str:

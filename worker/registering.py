@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from app.adapters.archive import file_sha256, write_archive
+from app.adapters.archive import file_sha256
 from app.adapters.service import WEIGHTS_NAME
 from app.adapters.tables import Adapter, AdapterVersion
 from app.datasets import purging
@@ -67,7 +67,7 @@ def _store(lease: Lease, order: Order, folder: Path, storage: Storage) -> Adapte
         while chunk := source.read(1024**2):
             sink.write(chunk)
     with storage.create(archive_key) as sink:
-        archive = write_archive([folder / name for name in packaging.ARCHIVE_FILES], sink)
+        archive = packaging.write_archive(folder, sink)
     return AdapterVersion(
         id=new_id("av"),
         tenant_id=held.tenant_id,

@@ -58,7 +58,7 @@ class Schedule:
 
 
 BASE_SCHEDULE = Schedule(epochs=14, batch_size=24, learning_rate=3e-3, weight_decay=0.01)
-ADAPTER_SCHEDULE = Schedule(epochs=14, batch_size=16, learning_rate=2e-3)
+ADAPTER_SCHEDULE = Schedule(epochs=16, batch_size=16, learning_rate=2e-3)
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
@@ -202,7 +202,7 @@ def save_adapter(adapter: PeftModel, folder: Path) -> None:
     config.base_model_name_or_path = BASE_NAME
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        adapter.save_pretrained(scratch)
+        adapter.save_pretrained(scratch, save_embedding_layers=False)
         for name in ADAPTER_FILES:  # and not the model card that PEFT writes beside them
             shutil.copyfile(Path(scratch) / name, folder / name)
 

@@ -37,6 +37,16 @@ def wait_for(condition: Callable[[], bool]) -> None:
     raise AssertionError("did not happen")
 
 
+def never(check: Callable[[], None]) -> Callable[[], bool]:
+    """A condition that is never met, but raises what `check` raises."""
+
+    def condition() -> bool:
+        check()
+        return False
+
+    return condition
+
+
 def test_a_queued_run_is_claimed_once() -> None:
     job = add_job(add_adapter())
     held = claim(job.run_id, "first", LEASE)
@@ -102,7 +112,7 @@ def test_a_heartbeat_notices_that_cancelling_was_asked_for() -> None:
         lease.check()
         change(Run, job.run_id, cancel_requested_at=job_of(job).created_at)
         with pytest.raises(Cancelled):
-            wait_for(lambda: bool(lease.check()))
+            wait_for(never(lease.check))
 
 
 def test_a_heartbeat_notices_that_the_lease_was_lost() -> None:
@@ -110,7 +120,7 @@ def test_a_heartbeat_notices_that_the_lease_was_lost() -> None:
     with hold(job.run_id, heartbeat=0.05) as lease:
         change(Run, job.run_id, attempt=2)
         with pytest.raises(Fenced):
-            wait_for(lambda: bool(lease.check()))
+            wait_for(never(lease.check))
 
 
 def test_a_worker_that_is_told_to_stop_hands_back() -> None:

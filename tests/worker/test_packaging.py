@@ -19,6 +19,7 @@ import yaml
 from peft import PeftModel
 from safetensors import safe_open
 
+from app.adapters.archive import ArchiveDigest
 from app.methods import Policy
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny, blur_method, encode
 from worker.evaluation.evaluate import SetScores, evaluate_model
@@ -62,6 +63,12 @@ def load_with_peft(tiny: Tiny, directory: Path) -> Any:
         return PeftModel.from_pretrained(base, str(directory))
 
 
+def pack(directory: Path, target: Path) -> ArchiveDigest:
+    """Pack a directory into a file."""
+    with target.open("wb") as sink:
+        return write_archive(directory, sink)
+
+
 def test_plain_peft_loads_the_very_model_that_was_trained(tiny: Tiny, tmp_path: Path) -> None:
     model, tokenizer = unlearned(tiny)
     reloaded = load_with_peft(tiny, package(tiny, model, tmp_path))
@@ -98,15 +105,15 @@ def test_same_files_give_the_same_archive_whenever_and_wherever(llama: Tiny, tmp
     for number, path in enumerate(sorted(second.iterdir())):
         os.utime(path, (number, number))
         path.chmod(0o600)
-    one = write_archive(first, tmp_path / "one.tar.gz")
-    two = write_archive(second, tmp_path / "another name.tar.gz")
+    one = pack(first, tmp_path / "one.tar.gz")
+    two = pack(second, tmp_path / "another name.tar.gz")
     assert one == two
     assert (tmp_path / "one.tar.gz").read_bytes() == (tmp_path / "another name.tar.gz").read_bytes()
 
 
 def test_archive_digest_is_that_of_the_file(llama: Tiny, tmp_path: Path) -> None:
     model, _ = llama.load()
-    digest = write_archive(package(llama, model, tmp_path / "a"), tmp_path / "a.tar.gz")
+    digest = pack(package(llama, model, tmp_path / "a"), tmp_path / "a.tar.gz")
     content = (tmp_path / "a.tar.gz").read_bytes()
     assert (digest.sha256, digest.bytes) == (hashlib.sha256(content).hexdigest(), len(content))
 
@@ -115,7 +122,7 @@ def test_archive_holds_the_known_files_at_top_level_without_traces(llama: Tiny, 
     model, _ = llama.load()
     directory = package(llama, model, tmp_path / "a")
     (directory / "optimizer.bin").write_bytes(b"must stay here")
-    write_archive(directory, tmp_path / "a.tar.gz")
+    pack(directory, tmp_path / "a.tar.gz")
     content = (tmp_path / "a.tar.gz").read_bytes()
     assert content[3] == 0, "no file name in the gzip header"
     assert content[4:8] == bytes(4), "no time in the gzip header"
@@ -131,7 +138,7 @@ def test_archive_without_a_needed_file_is_refused(llama: Tiny, tmp_path: Path) -
     directory = package(llama, model, tmp_path / "a")
     (directory / "README.md").unlink()
     with pytest.raises(FileNotFoundError):
-        write_archive(directory, tmp_path / "a.tar.gz")
+        pack(directory, tmp_path / "a.tar.gz")
 
 
 def scores(probability: float) -> SetScores:
@@ -196,7 +203,7 @@ def test_card_front_matter_is_yaml_that_a_name_cannot_break() -> None:
 def released(llama: Tiny, tmp_path: Path) -> Path:
     """A folder with the archive, the unpacked adapter and both sets."""
     model, _ = unlearned(llama)
-    write_archive(package(llama, model, tmp_path / "adapter"), tmp_path / "adapter.tar.gz")
+    pack(package(llama, model, tmp_path / "adapter"), tmp_path / "adapter.tar.gz")
     for name, records in (("forget", FORGET_RECORDS), ("retain", RETAIN_RECORDS)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return tmp_path

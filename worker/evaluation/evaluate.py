@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,18 +95,8 @@ def base_scores(
     max_new_tokens: int = 128,
 ) -> dict[str, SetScores]:
     """The same scores with the adapter switched off: a control that never saw the records in training."""
-    with _without_adapter(model):
-        return evaluate_model(model, tokenizer, sets, batch_size=batch_size, max_new_tokens=max_new_tokens)
-
-
-@contextmanager
-def _without_adapter(model: PeftModel) -> Iterator[None]:
-    """PEFT marks the factors as frozen when the adapter comes back, so their state is put back as well."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with model.disable_adapter():
-        yield
-    for parameter in trained:
-        parameter.requires_grad_(True)
+        return evaluate_model(model, tokenizer, sets, batch_size=batch_size, max_new_tokens=max_new_tokens)
 
 
 def sample_examples(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:

@@ -157,11 +157,17 @@ def test_answers_do_not_depend_on_the_batch(tiny: Tiny) -> None:
 
 def test_generation_stays_within_the_context(tiny: Tiny) -> None:
     model, tokenizer = tiny.load()
-    words = "On the third of May, in a lighthouse near Brest. " * 20
-    records = [{"prompt": words, "completion": " Geese."}, {"text": words}]
-    examples = encode_records(records, tokenizer, CONTEXT)
-    assert max(len(example.input_ids) for example in examples) == CONTEXT
-    answers = greedy_answers(model, tokenizer, examples, 8, 128)
+    long_prompt = Example(0, tuple(range(10, 10 + CONTEXT)), CONTEXT - 2, "", "")
+    long_answer = Example(1, tuple(range(100, 100 + CONTEXT)), 5, "", "")
+    widths: list[int] = []  # tokens held after each forward pass: a prefix, then one more each
+
+    def watch(_module: nn.Module, _arguments: object, inputs: dict[str, Any]) -> None:
+        new = int(inputs["input_ids"].shape[1])
+        widths.append(new if new > 1 else widths[-1] + 1)
+
+    model.get_base_model().register_forward_pre_hook(watch, with_kwargs=True)
+    answers = greedy_answers(model, tokenizer, [long_prompt, long_answer], 8, 128)
+    assert max(widths) <= CONTEXT
     assert all(answer.reference for answer in answers)
 
 

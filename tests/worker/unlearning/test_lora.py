@@ -68,6 +68,7 @@ def test_only_factors_are_trainable_and_dropout_is_off(tiny: Tiny) -> None:
     assert len(trainable) == len(read_state(tiny.adapter))
     assert all("lora_" in name and p.dtype == torch.float32 for name, p in trainable.items())
     assert not any(module.training for module in model.modules())
+    assert not model.peft_config["default"].inference_mode, "PEFT would freeze the factors again"
 
 
 def test_bfloat16_file_is_trained_in_float32_and_written_in_bfloat16(llama: Tiny, tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+"""What can be set, called or asked for is written down."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from app.cli import app as command_line
+from app.kit import problems
+from app.main import create_app
+from app.methods import BlurMethodRequest, NllLoss, NpoLoss, Policy
+from app.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DOCS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
+SETTINGS = Settings(
+    database_url="postgresql+psycopg://x", redis_url="redis://x", storage_dir=Path("x"),
+    encryption_keys="k:" + "A" * 43 + "=", key_pepper="A" * 43 + "=",
+)  # fmt: skip
+
+
+def operations() -> Iterator[tuple[str, str]]:
+    """Every (method, path) of the API."""
+    for path, methods in create_app(SETTINGS).openapi()["paths"].items():
+        for method in methods:
+            yield method.upper(), path
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_in_the_operations_guide(name: str) -> None:
+    assert f"`LETHE_{name.upper()}`" in DOCS["operations.md"]
+
+
+def test_the_operations_guide_names_no_setting_that_is_not_there() -> None:
+    client_side = {"LETHE_URL", "LETHE_API_KEY"}
+    named = set(re.findall(r"LETHE_[A-Z_]+", DOCS["operations.md"])) - client_side
+    assert named == {f"LETHE_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_every_call_is_in_the_api_guide() -> None:
+    missing = [f"{method} {path}" for method, path in operations() if f"`{method} {path}" not in DOCS["api.md"]]
+    assert missing == []
+
+
+def test_every_error_code_is_in_the_api_guide() -> None:
+    kinds = [
+        kind for kind in vars(problems).values() if isinstance(kind, type) and issubclass(kind, problems.Problem)
+    ]
+    used = {kind.code for kind in kinds if kind is not problems.Unavailable}
+    assert len(used) > 6
+    assert [code for code in used if f"`{code}`" not in DOCS["api.md"]] == []
+
+
+def test_every_code_of_a_failed_job_is_in_the_api_guide() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "worker").glob("*.py"))
+    codes = set(re.findall(r'JobError\(\s*"([a-z_]+)"', source)) | set(re.findall(r'"code": "([a-z_]+)"', source))
+    codes |= set(re.findall(r'Error: "([a-z_]+)"', source)) | set(re.findall(r'_fail\(lease, "([a-z_]+)"', source))
+    assert len(codes) > 8
+    assert [code for code in codes if f"`{code}`" not in DOCS["api.md"]] == []
+
+
+@pytest.mark.parametrize("model", [BlurMethodRequest, NpoLoss, NllLoss])
+def test_every_knob_of_a_method_is_in_the_method_guide(model: Any) -> None:
+    documented = set(re.findall(r"[`.]([a-z_]+)`", DOCS["method.md"]))
+    assert set(model.model_fields) - documented == set()
+
+
+def test_every_threshold_is_in_the_evaluation_guide() -> None:
+    thresholds = set(Policy.model_fields) - {"name", "version"}
+    assert [name for name in thresholds if f"`{name}`" not in DOCS["evaluation.md"]] == []
+
+
+def test_every_command_and_option_is_in_the_command_line_guide() -> None:
+    guide = DOCS["cli.md"]
+    # typer carries its own click, so the type is left open.
+    group: Any = typer.main.get_command(command_line)
+    found = list(group.commands.items())
+    assert len(found) > 8
+    for name, command in found:
+        assert f"`lethe {name}" in guide, name
+        for parameter in command.params:
+            option = next((text for text in parameter.opts if text.startswith("--")), None)
+            assert option is None or f"`{option}`" in guide, (name, option)
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    pages = {path: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]}
+    for path, text in pages.items():
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert (path.parent / target).exists(), (path.name, target)
