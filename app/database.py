@@ -11,18 +11,19 @@ from alembic.script import ScriptDirectory
 
 def upgrade_schema(database_url: str) -> None:
     """Apply all migrations that are missing. Safe to repeat, and to run from several processes at once."""
-    command.upgrade(_config(database_url), "head")
+    command.upgrade(alembic_config(database_url), "head")
 
 
 def schema_head() -> str:
     """The newest migration's revision id."""
-    head = ScriptDirectory.from_config(_config("")).get_current_head()
+    head = ScriptDirectory.from_config(alembic_config("")).get_current_head()
     if head is None:
         raise RuntimeError("no migrations found")
     return head
 
 
-def _config(database_url: str) -> Config:
+def alembic_config(database_url: str) -> Config:
+    """Alembic, pointed at our migrations and a database."""
     config = Config()
     config.set_main_option("script_location", str(files("migrations")))
     config.attributes["database_url"] = database_url

@@ -21,7 +21,7 @@ from app.base_models.repository import BaseModelRepository
 from app.base_models.tables import BaseModelRow
 from app.datasets.repository import DatasetRepository
 from app.kit.ids import new_id
-from app.kit.problems import Conflict, Gone, Invalid, NotFound, invalid_field
+from app.kit.problems import Conflict, Gone, NotFound, invalid_field
 from app.kit.storage import Storage
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -201,12 +201,14 @@ def uploaded_card(name: str, base_model: str) -> str:
 
 
 def _check_base_name(config: peft_config.PlainLora, base: BaseModelRow) -> None:
-    named = config.base_model_name_or_path
-    # Training on a local copy leaves a path here; its last part is the most that can be compared.
-    if named and named != base.name and Path(named).name not in {Path(base.name).name, Path(base.directory).name}:
-        raise Invalid(
-            "/adapter_config/base_model_name_or_path: names another base model than the field base_model; "
-            "register the adapter under its own base, or correct the name in adapter_config.json"
+    """Refuse an adapter that names another public base model. A path of the machine that trained it says nothing."""
+    named = config.base_model_name_or_path or ""
+    is_path = named.startswith(("/", ".", "~")) or named.count("/") > 1 or "\\" in named
+    if named and not is_path and named != base.name:
+        raise invalid_field(
+            "/adapter_config/base_model_name_or_path",
+            "names another base model than the field base_model; register the adapter under its own base, or correct "
+            "the name in adapter_config.json",
         )
 
 

@@ -200,6 +200,7 @@ def save_adapter(adapter: PeftModel, folder: Path) -> None:
     """Save configuration and weights under the base's name, so that no path of this machine gets in."""
     config: Any = adapter.peft_config["default"]
     config.base_model_name_or_path = BASE_NAME
+    config.target_modules = sorted(config.target_modules)  # a set, whose order would change from build to build
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         adapter.save_pretrained(scratch, save_embedding_layers=False)

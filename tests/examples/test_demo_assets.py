@@ -65,7 +65,7 @@ def test_the_generator_reproduces_the_committed_records_byte_for_byte() -> None:
         assert (DEMO / "data" / name).read_bytes() == content.encode(), name
 
 
-@pytest.mark.parametrize(("one", "other"), combinations(("forget", "retain", "holdout"), 2))
+@pytest.mark.parametrize(("one", "other"), [*combinations(("forget", "retain", "holdout"), 2)])
 def test_sets_share_no_record_and_no_customer(one: str, other: str) -> None:
     assert not subjects(one) & subjects(other)
     assert not {r["prompt"] for r in committed(one)} & {r["prompt"] for r in committed(other)}

@@ -1,0 +1,95 @@
+"""One `lethe up` for all of these tests: every process, every message and every byte is real."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.demo.service import running_service
+from app.embedded.data_directory import DataDirectory
+
+DEMO = Path(__file__).parents[2] / "examples" / "demo"
+# A lost worker is noticed within seconds instead of a minute.
+SETTINGS = {"LETHE_LEASE_SECONDS": "4", "LETHE_HEARTBEAT_SECONDS": "1"}
+PATIENCE = 240.0
+FINAL = {"succeeded", "gate_failed", "failed", "cancelled"}
+Jobs = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Iterator[Path]:
+    """The service's data directory."""
+    path = Path(tempfile.mkdtemp(prefix="lethe-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def model_root(data_dir: Path) -> Path:
+    """The folder from which base models may be registered; the demo's lies in it."""
+    root = data_dir / "models"
+    shutil.copytree(DEMO / "base", root / "demo")
+    return root
+
+
+@pytest.fixture(scope="session")
+def http(data_dir: Path, model_root: Path) -> Iterator[httpx.Client]:
+    """A caller of the running service."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SETTINGS.items():
+            patch.setenv(name, value)
+        with running_service(data_dir, model_root, data_dir / "up.log"):
+            connection = DataDirectory(data_dir).connection()
+            headers = {"Authorization": f"Bearer {connection.api_key}"}
+            with httpx.Client(base_url=str(connection.url), headers=headers, timeout=60) as client:
+                yield client
+
+
+@pytest.fixture(scope="session")
+def demo_base(http: httpx.Client) -> str:
+    """The demo's base model, registered."""
+    ok(http.post("/base-models", json={"name": "lethe-demo-base", "source": "demo"}), 201)
+    return "lethe-demo-base"
+
+
+def ok(response: httpx.Response, status: int = 200) -> Any:
+    """The answer's document; anything but the status fails the test with the answer's text."""
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+def register_adapter(http: httpx.Client, name: str, base: str, folder: Path) -> None:
+    """Upload a PEFT folder."""
+    names = {"adapter_config": "adapter_config.json", "adapter_model": "adapter_model.safetensors"}
+    files = {field: (file, (folder / file).read_bytes()) for field, file in names.items()}
+    ok(http.post("/adapters", data={"name": name, "base_model": base}, files=files), 201)
+
+
+def upload(http: httpx.Client, purpose: str, lines: str) -> str:
+    """Upload JSON Lines and answer the dataset's id."""
+    headers = {"Content-Type": "application/jsonl"}
+    return str(ok(http.post(f"/datasets?purpose={purpose}", content=lines.encode(), headers=headers), 201)["id"])
+
+
+def wait(http: httpx.Client, job_id: str, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Poll a job until something holds of it; a job that takes for ever fails the test."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        job: dict[str, Any] = ok(http.get(f"/unlearn-jobs/{job_id}"))
+        if until(job):
+            return job
+        assert time.monotonic() < deadline, job
+        assert job["status"] not in FINAL, job
+        time.sleep(0.2)
+
+
+def finished(job: dict[str, Any]) -> bool:
+    """Whether a job has ended."""
+    return job["status"] in FINAL
