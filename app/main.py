@@ -69,7 +69,10 @@ async def _identify(request: Request, call_next: Callable[[Request], Awaitable[R
     given = request.headers.get("x-request-id", "")
     request.state.request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
     try:
+        _refuse_nul(request)
         response = await call_next(request)
+    except problems.Problem as problem:
+        response = problems.render(request, problem)
     except Exception as error:
         # Caught here and not by an exception handler: those let the error through to the server, which prints it.
         response = problems.on_crash(request, error)
@@ -83,6 +86,12 @@ async def _identify(request: Request, call_next: Callable[[Request], Awaitable[R
             request_id=request.state.request_id,
         )
     return response
+
+
+def _refuse_nul(request: Request) -> None:
+    """Postgres holds no NUL character, so that nothing can be found by one."""
+    if "\x00" in request.url.path or "%00" in request.url.query:
+        raise problems.Invalid("the URL must not hold a NUL character")
 
 
 def _describe_problems(app: FastAPI) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters.tables import Adapter, AdapterVersion
 from app.base_models.tables import BaseModelRow
+from app.kit.db import on_rollback
 from app.kit.pagination import newest_first, split_page
 
 
@@ -48,8 +51,13 @@ class AdapterRepository:
         statement = newest_first(mine, AdapterVersion.created_at, AdapterVersion.id, limit, cursor)
         return split_page((await self._session.scalars(statement)).all(), limit)
 
-    async def add(self, adapter: Adapter, version: AdapterVersion) -> None:
-        """Store a new adapter with its first version. Raises IntegrityError when the name is taken."""
+    async def add(self, adapter: Adapter, version: AdapterVersion, undo: Callable[[], None]) -> None:
+        """Store a new adapter with its first version; `undo` is called should the transaction fail.
+
+        Raises:
+            IntegrityError: the name is taken.
+        """
+        on_rollback(self._session, undo)
         self._session.add(adapter)
         await self._session.flush()
         self._session.add(version)

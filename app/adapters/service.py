@@ -80,12 +80,9 @@ class AdapterService:
         )
         version = await to_thread.run_sync(self._store, adapter, base, upload)
         try:
-            await self._adapters.add(adapter, version)
-        except BaseException as error:
-            await to_thread.run_sync(self._discard, version)
-            if isinstance(error, IntegrityError):
-                raise taken from None
-            raise
+            await self._adapters.add(adapter, version, undo=lambda: self._discard(version))
+        except IntegrityError:
+            raise taken from None
         return adapter
 
     async def _check_retain_set(self, dataset_id: str | None) -> None:

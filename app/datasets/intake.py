@@ -10,7 +10,7 @@ from types import TracebackType
 from app.datasets.records import Record, RecordError, digest, parse_record
 from app.kit.crypto import EncryptingWriter, KeyRing, WrappedKey, new_data_key
 from app.kit.ids import new_id
-from app.kit.problems import MAX_ERRORS, FieldError, Invalid, TooLarge
+from app.kit.problems import MAX_ERRORS, FieldError, Invalid, TooLarge, invalid_fields
 from app.kit.storage import Storage
 
 
@@ -99,7 +99,7 @@ class Intake:
         """
         self._line(bytes(self._rest))
         if self._errors:
-            raise Invalid(f"{self._errors[0].pointer}: {self._errors[0].detail}", errors=self._errors)
+            raise invalid_fields(self._errors)
         if not self._records:
             raise Invalid("the dataset is empty: send one JSON record per line")
         self._blob.close()

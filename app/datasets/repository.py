@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -9,6 +11,7 @@ from app import outbox
 from app.datasets import purging
 from app.datasets.tables import Dataset
 from app.jobs.tables import UnlearnJob
+from app.kit.db import on_rollback
 from app.kit.pagination import newest_first, split_page
 
 
@@ -37,8 +40,9 @@ class DatasetRepository:
             select(UnlearnJob.id).where(UnlearnJob.tenant_id == self._tenant_id, needs).limit(1)
         )
 
-    async def add(self, dataset: Dataset) -> None:
-        """Store a new one."""
+    async def add(self, dataset: Dataset, undo: Callable[[], None]) -> None:
+        """Store a new one; `undo` is called should the transaction fail."""
+        on_rollback(self._session, undo)
         self._session.add(dataset)
         await self._session.flush()
         await self._session.refresh(dataset)

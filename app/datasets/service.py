@@ -99,11 +99,7 @@ class DatasetService:
             wrapped_key=stored.wrapped.ciphertext,
             purge_at=func.now() + timedelta(days=self._settings.dataset_retention_days),
         )
-        try:
-            await self._repository.add(dataset)
-        except BaseException:
-            await to_thread.run_sync(self.vault.delete_blobs, dataset)
-            raise
+        await self._repository.add(dataset, undo=lambda: self.vault.delete_blobs(dataset))
         return dataset
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.jobs.schemas import JobCreate
-from app.kit.problems import FieldError, Invalid, invalid_field
+from app.kit.problems import FieldError, invalid_field, invalid_fields
 from app.methods import POLICIES, Policy
 
 _LOWER_IS_STRICTER = "max_"
@@ -33,13 +33,13 @@ def policy(wanted: str | dict[str, Any]) -> Policy:
     except ValidationError as error:
         items = error.errors(include_input=False, include_url=False)
         errors = [FieldError(f"/policy/{'/'.join(map(str, item['loc']))}", str(item["msg"])) for item in items]
-        raise Invalid(f"{errors[0].pointer}: {errors[0].detail}", errors=errors) from None
+        raise invalid_fields(errors) from None
     loosened = [name for name in wanted if _looser(name, getattr(tightened, name), getattr(base, name))]
     if loosened:
         details = [
             FieldError(f"/policy/{name}", f"may only be stricter than {getattr(base, name)}") for name in loosened
         ]
-        raise Invalid(f"{details[0].pointer}: {details[0].detail}", errors=details)
+        raise invalid_fields(details)
     return tightened
 
 

@@ -8,14 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.adapters.schemas import AdapterName
+from app.kit.text import Text
 from app.methods import BlurMethod, BlurMethodRequest, Policy
 
 Status = Literal["queued", "running", "succeeded", "gate_failed", "failed", "cancelled"]
 Phase = Literal["preparing", "unlearning", "evaluating", "packaging", "registering"]
 MAX_INLINE_RECORDS = 1000
 
-_MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
-_MetadataValue = Annotated[str, Field(max_length=512)]
+_MetadataKey = Annotated[Text, Field(min_length=1, max_length=64)]
+_MetadataValue = Annotated[Text, Field(max_length=512)]
 
 
 class InlineRecords(BaseModel):
@@ -27,7 +28,7 @@ class InlineRecords(BaseModel):
     records: Annotated[list[Any], Field(min_length=1, max_length=MAX_INLINE_RECORDS)]
 
 
-_DatasetId = Annotated[str, Field(min_length=1, max_length=64, examples=["ds_4c1f0a9b2d7e8f3a5b6c7d8e"])]
+_DatasetId = Annotated[Text, Field(min_length=1, max_length=64, examples=["ds_4c1f0a9b2d7e8f3a5b6c7d8e"])]
 RecordSet = _DatasetId | InlineRecords
 
 
@@ -50,7 +51,7 @@ class JobCreate(BaseModel):
         Field(description='"default", or thresholds that tighten it; GET /policies shows them.', max_length=64),
     ] = "default"
     seed: Annotated[int | None, Field(ge=0, lt=2**31, description="Drawn when left out, and always shown.")] = None
-    subject_request_id: Annotated[str | None, Field(min_length=1, max_length=256)] = None
+    subject_request_id: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
     requested_at: Annotated[AwareDatetime | None, Field(description="When the person asked; now when left out.")] = (
         None
     )

@@ -24,7 +24,7 @@ from app.jobs.schemas import InlineRecords, JobCreate, RecordSet
 from app.jobs.tables import Run, UnlearnJob
 from app.kit.calendar import months_after
 from app.kit.ids import new_id
-from app.kit.problems import Conflict, FieldError, Invalid, NotFound, invalid_field
+from app.kit.problems import Conflict, FieldError, NotFound, invalid_field, invalid_fields
 from app.settings import Settings
 
 
@@ -210,5 +210,5 @@ def _records(pointer: str, inline: InlineRecords) -> list[Record]:
         except RecordError as error:
             errors.append(FieldError(f"{pointer}/records/{index}", str(error)))
     if errors:
-        raise Invalid(f"{errors[0].pointer}: {errors[0].detail}", errors=errors)
+        raise invalid_fields(errors)
     return records

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import ClassVar
 
-from sqlalchemy import DateTime, Engine, MetaData, create_engine
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import DateTime, Engine, MetaData, create_engine, event
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.pool import NullPool
 
@@ -25,6 +26,14 @@ class Base(DeclarativeBase):
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
     type_annotation_map: ClassVar = {datetime: DateTime(timezone=True)}
+
+
+def on_rollback(session: AsyncSession, undo: Callable[[], None]) -> None:
+    """Have `undo` called should the session's transaction not be committed, whatever the reason.
+
+    For what lies outside the database, such as blobs: the transaction that names them decides whether they stay.
+    """
+    event.listen(session.sync_session, "after_rollback", lambda _session: undo(), once=True)
 
 
 def make_async_engine(url: str) -> AsyncEngine:

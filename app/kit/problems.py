@@ -112,9 +112,15 @@ class ProblemDocument(BaseModel):
     errors: list[ErrorItem]
 
 
+def invalid_fields(errors: Sequence[FieldError]) -> Invalid:
+    """A 422 about one field or several, the first of which gives the detail."""
+    first = errors[0]
+    return Invalid(f"{first.pointer}: {first.detail}" if first.pointer else first.detail, errors=errors)
+
+
 def invalid_field(pointer: str, detail: str) -> Invalid:
     """A 422 about a single field."""
-    return Invalid(f"{pointer}: {detail}", errors=[FieldError(pointer, detail)])
+    return invalid_fields([FieldError(pointer, detail)])
 
 
 def responses(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
@@ -139,8 +145,7 @@ async def _on_validation_error(request: Request, exc: Exception) -> JSONResponse
     assert isinstance(exc, RequestValidationError)  # noqa: S101 - the type under which it is registered
     # The default answer carries `input`, which is personal data here: only place and reason are kept.
     errors = [FieldError(_pointer(error, exc.body), str(error["msg"])) for error in exc.errors()]
-    first = errors[0]
-    return render(request, Invalid(f"{first.pointer}: {first.detail}", errors=errors))
+    return render(request, invalid_fields(errors))
 
 
 async def _on_http_exception(request: Request, exc: Exception) -> JSONResponse:
@@ -203,4 +208,6 @@ def _pointer(error: Mapping[str, Any], body: object) -> str:
 
 
 def _join(parts: Sequence[int | str]) -> str:
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in parts)
+    pointer = "".join("/" + str(part)[:200].replace("~", "~0").replace("/", "~1") for part in parts)
+    # A field's name may hold half a surrogate pair, which no answer can carry.
+    return pointer.encode(errors="replace").decode()

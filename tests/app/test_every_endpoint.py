@@ -102,7 +102,13 @@ async def test_a_foreign_dataset_or_adapter_cannot_be_used(
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nowhere", 404), ("DELETE", "/unlearn-jobs", 405), ("GET", "/datasets?limit=0", 422)],
+    [
+        ("GET", "/nowhere", 404),
+        ("DELETE", "/unlearn-jobs", 405),
+        ("GET", "/datasets?limit=0", 422),
+        ("GET", "/datasets/a%00b", 422),
+        ("GET", "/unlearn-jobs?subject_request_id=%00", 422),
+    ],
 )
 async def test_errors_of_the_framework_have_the_same_shape(
     client: httpx.AsyncClient, method: str, path: str, status: int

@@ -18,6 +18,7 @@ from app.datasets.tables import Dataset
 from app.jobs import transitions
 from app.jobs.tables import OutboxMessage, Run, UnlearnJob
 from app.methods import DEFAULT_POLICY
+from app.settings import Settings
 from tests.app.conftest import post_adapter, post_job, record, upload
 
 pytestmark = pytest.mark.usefixtures("adapter")
@@ -113,10 +114,16 @@ async def test_steps_follow_the_size_of_the_forget_set(client: httpx.AsyncClient
         ({"requested_at": "2026-01-01T00:00:00"}, "/requested_at"),
         ({"metadata": {"k": 1}}, "/metadata/k"),
         ({"metadata": {str(n): "v" for n in range(17)}}, "/metadata"),
+        ({"metadata": {"k": "a\x00b"}}, "/metadata/k"),
+        ({"subject_request_id": "a\x00b"}, "/subject_request_id"),
+        ({"forget_set": "a\x00b"}, "/forget_set"),
+        ({"\ud800": 1}, ""),
+        ({"policy": {"\ud800": 1}}, "/policy/"),
+        ({"forget_set": {"records": [record("\ud800")]}}, "/forget_set/records/0"),
     ],
 )
 async def test_a_bad_request_names_the_field_and_stores_nothing(
-    client: httpx.AsyncClient, engine: Engine, body: dict[str, Any], pointer: str
+    client: httpx.AsyncClient, engine: Engine, settings: Settings, body: dict[str, Any], pointer: str
 ) -> None:
     response = await post_job(client, **body)
     assert response.status_code == 422, response.text
@@ -126,6 +133,7 @@ async def test_a_bad_request_names_the_field_and_stores_nothing(
         tables = ("runs", "unlearn_jobs", "job_events", "outbox", "datasets")
         counts = [connection.scalar(text(f"SELECT count(*) FROM {table}")) for table in tables]  # noqa: S608
     assert counts == [0, 0, 0, 0, 0]
+    assert not [path for path in settings.storage_dir.rglob("datasets/**/*") if path.is_file()]
 
 
 async def test_sets_of_the_wrong_purpose_are_refused(client: httpx.AsyncClient) -> None:
@@ -151,6 +159,14 @@ async def test_sets_that_share_records_are_refused(client: httpx.AsyncClient, fi
     assert response.json()["errors"] == [
         {"pointer": f"/{field}", "detail": "shares 1 record(s) with the forget set; take them out of one of the two"}
     ]
+
+
+async def test_inline_records_of_a_refused_request_leave_no_bytes(
+    client: httpx.AsyncClient, settings: Settings
+) -> None:
+    same = {"records": [record("Ada")]}
+    assert (await post_job(client, forget_set=same, retain_set=same)).status_code == 422
+    assert not [path for path in settings.storage_dir.rglob("datasets/**/*") if path.is_file()]
 
 
 async def test_an_adapters_default_retain_set_is_used(client: httpx.AsyncClient) -> None:
