@@ -93,3 +93,17 @@ def wait(http: httpx.Client, job_id: str, until: Callable[[dict[str, Any]], bool
 def finished(job: dict[str, Any]) -> bool:
     """Whether a job has ended."""
     return job["status"] in FINAL
+
+
+def submit(http: httpx.Client, adapter: str, **body: Any) -> str:
+    """Ask for the demo's two customers to be forgotten."""
+    sets = {
+        f"{name}_set": upload(http, name, (DEMO / "data" / f"{name}.jsonl").read_text())
+        for name in ("forget", "retain")
+    }
+    return str(ok(http.post("/unlearn-jobs", json={"adapter": adapter, "seed": 7, **sets, **body}), 202)["id"])
+
+
+def events(http: httpx.Client, job_id: str) -> list[str]:
+    """The job's history, newest first."""
+    return [event["message"] for event in ok(http.get(f"/unlearn-jobs/{job_id}/events?limit=100"))["data"]]

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.integration.conftest import DEMO, finished, ok, register_adapter, upload, wait
+from tests.integration.conftest import DEMO, events, finished, ok, register_adapter, submit, wait
 
 # Enough to go through every phase; what it forgets is the demo's affair.
 QUICK = {"steps": 6}
@@ -27,20 +27,6 @@ def adapter(http: httpx.Client, demo_base: str, request: pytest.FixtureRequest) 
     name = "a-" + hashlib.sha256(request.node.name.encode()).hexdigest()[:12]
     register_adapter(http, name, demo_base, DEMO / "adapter")
     return name
-
-
-def submit(http: httpx.Client, adapter: str, **body: Any) -> str:
-    """Ask for the demo's two customers to be forgotten."""
-    sets = {
-        f"{name}_set": upload(http, name, (DEMO / "data" / f"{name}.jsonl").read_text())
-        for name in ("forget", "retain")
-    }
-    return str(ok(http.post("/unlearn-jobs", json={"adapter": adapter, "seed": 7, **sets, **body}), 202)["id"])
-
-
-def events(http: httpx.Client, job_id: str) -> list[str]:
-    """The job's history, newest first."""
-    return [event["message"] for event in ok(http.get(f"/unlearn-jobs/{job_id}/events?limit=100"))["data"]]
 
 
 def gpu_task(data_dir: Path) -> psutil.Process:
