@@ -37,5 +37,5 @@ def set_up_torch(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Operations without a deterministic form are named in the documentation, not in every worker's log.
+    # An operation without a deterministic form (there are some on GPUs) is used all the same, without a warning.
     warnings.filterwarnings("ignore", message=r".*does not have a deterministic implementation.*")

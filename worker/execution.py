@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import structlog
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from app.kit.logs import places
 from app.settings import Settings
@@ -40,6 +41,8 @@ def execute(
             _end(lease, settings, recipe)
         except Fenced:
             log.warning("run left to its new holder", run=run_id, attempt=held.attempt)
+        except Exception as error:  # let through, it would be printed by Celery with its text
+            log_crash(held, error)
 
 
 def _end(lease: Lease, settings: Settings, recipe: Recipe) -> None:
@@ -56,9 +59,16 @@ def _end(lease: Lease, settings: Settings, recipe: Recipe) -> None:
         lease.hand_back()
         log.info("run handed back", run=held.run_id)
     except JobError as error:
+        cause = error.__cause__
+        if cause is not None:
+            log.warning("cause", run=held.run_id, error=type(cause).__name__, places=places(cause))
         _fail(lease, error.code, error.message)
+    except (OperationalError, InterfaceError) as error:
+        # The database was away, so that the end could not be written either: the lease runs out, and the run comes
+        # back when the database does.
+        log_crash(held, error)
     except Exception as error:  # whatever it is, the job must not hang
-        _log_crash(held, error)
+        log_crash(held, error)
         _fail(lease, "internal_error", f"the worker failed ({type(error).__name__}); its log names the place")
 
 
@@ -67,5 +77,6 @@ def _fail(lease: Lease, code: str, message: str) -> None:
     log.error("run failed", run=lease.claim.run_id, code=code)
 
 
-def _log_crash(held: Claim, error: Exception) -> None:
+def log_crash(held: Claim, error: Exception) -> None:
+    """Log what broke: type and places, never the text, which may quote a record."""
     log.error("run crashed", run=held.run_id, attempt=held.attempt, error=type(error).__name__, places=places(error))

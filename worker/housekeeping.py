@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import structlog
-from sqlalchemy import Select, exists, func, select
+from sqlalchemy import Select, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from app import outbox
+from app.adapters.tables import Adapter
 from app.datasets import purging
 from app.datasets.tables import Dataset
 from app.jobs import transitions
@@ -54,19 +55,28 @@ def reap_runs() -> int:
 
 def purge_datasets() -> int:
     """Shred datasets whose time is up and that no live job needs. Answers how many."""
-    needed = exists().where(purging.needs(Dataset.id))
+    needed = or_(exists().where(purging.needs(Dataset.id)), exists().where(purging.is_default(Dataset.id)))
     due = select(Dataset.id).where(Dataset.purge_at < func.now(), Dataset.purged_at.is_(None), ~needed)
     with new_session() as session, session.begin():
         datasets = session.scalars(due.limit(BATCH).with_for_update(skip_locked=True)).all()
-        for dataset_id in datasets:
-            shred(session, dataset_id)
-        return len(datasets)
+        return sum(shred_unless_needed(session, dataset_id) for dataset_id in datasets)
 
 
-def shred(session: Session, dataset_id: str) -> None:
-    """Destroy a dataset's key, and have its blobs removed once that is committed."""
+def shred_unless_needed(session: Session, dataset_id: str) -> bool:
+    """Destroy a dataset's key unless something needs it, and have its blobs removed once that is committed.
+
+    The caller has locked the row. What needs it is asked here, in a statement after the lock: a job that was
+    accepted while the caller waited for the lock is seen only now.
+    """
+    uses = (
+        select(UnlearnJob.id).where(purging.needs(dataset_id)),
+        select(Adapter.id).where(purging.is_default(dataset_id)),
+    )
+    if any(session.scalar(use.limit(1)) is not None for use in uses):
+        return False
     session.execute(purging.shred(dataset_id))
     session.execute(outbox.delete_blobs(dataset_id))
+    return True
 
 
 def delete_blobs(dataset_id: str) -> None:

@@ -134,13 +134,13 @@ class Lease:
         status: FinalStatus,
         message: str,
         *,
-        before: Callable[[Session], None] = lambda _session: None,
+        with_it: Callable[[Session], None] = lambda _session: None,
         **job_values: object,
     ) -> None:
-        """End the run and its jobs in one transaction, with what `before` adds to it.
+        """End the run and its jobs in one transaction, with what `with_it` adds to it.
 
         Args:
-            before: called inside the transaction once the hold is certain.
+            with_it: called inside the transaction once the hold is certain.
             job_values: columns of the jobs, such as their verdict.
 
         Raises:
@@ -150,8 +150,8 @@ class Lease:
             run = session.scalars(transitions.finish(self.claim.run_id, self.claim.attempt, status)).one_or_none()
             if run is None:
                 raise Fenced
-            before(session)
             follow(session, run.id, status, message, level=_LEVELS[status], **job_values)
+            with_it(session)
             wake_next(session, run.adapter_id)
 
     def hand_back(self) -> None:
@@ -160,6 +160,12 @@ class Lease:
             run = session.scalars(transitions.hand_back(self.claim.run_id, self.claim.attempt)).one_or_none()
             if run is None:
                 raise Fenced
+            if run.cancel_requested_at is not None:
+                # Asked for after the last look: nobody would ever claim the run again.
+                session.execute(transitions.cancel_queued(run.id))
+                follow(session, run.id, "cancelled", "cancelled")
+                wake_next(session, run.adapter_id)
+                return
             follow(session, run.id, "queued", "handed back by a worker that was told to stop")
             session.execute(outbox.execute_run(run.id))
 

@@ -95,7 +95,6 @@ def _phases(bench: Workbench, lease: Lease) -> None:
         examples = _encode(order, model, tokenizer)
         measured = _measured(order, examples, bench.settings.evaluation_records)
         source = evaluate_model(model, tokenizer, measured)
-        progress.check()
         base = base_scores(model, tokenizer, measured)
     with progress.phase("unlearning"):
         unlearn(
@@ -139,6 +138,8 @@ def _load(bench: Workbench, adapter: Path) -> tuple[PeftModel, PreTrainedTokeniz
     """A fresh base model with an adapter on it."""
     dtype = choose_dtype(bench.device)
     base, tokenizer = load_base(bench.order.base_directory, device=bench.device, dtype=dtype)
+    # Every forward pass is a place to stop at: evaluating takes minutes on large sets.
+    base.register_forward_pre_hook(lambda _model, _arguments: bench.progress.check())
     return attach_adapter(base, adapter), tokenizer
 
 

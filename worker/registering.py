@@ -11,14 +11,14 @@ from sqlalchemy.orm import Session
 from app.adapters.archive import file_sha256
 from app.adapters.service import WEIGHTS_NAME
 from app.adapters.tables import Adapter, AdapterVersion
-from app.datasets import purging
+from app.datasets.tables import Dataset
 from app.evaluations.schemas import EvaluationDocument
 from app.evaluations.tables import EvaluationRow
-from app.jobs.tables import UnlearnJob
 from app.kit.ids import new_id
 from app.kit.storage import Storage
 from worker import packaging
-from worker.housekeeping import shred
+from worker.database import new_session
+from worker.housekeeping import shred_unless_needed
 from worker.lease import Lease
 from worker.order import JobError, Order
 
@@ -48,15 +48,22 @@ def register(lease: Lease, order: Order, folder: Path, storage: Storage) -> None
         lease.end(
             "succeeded",
             f"released as version {version.number}",
-            before=lambda session: _release(session, order, version),
+            with_it=lambda session: _release(session, order, version),
             verdict="passed",
             result_version=version.number,
         )
     except BaseException:
-        # Blobs of this attempt only: another attempt's lie in a folder of their own.
+        _discard_unless_released(version, storage)
+        raise
+
+
+def _discard_unless_released(version: AdapterVersion, storage: Storage) -> None:
+    """Remove the blobs of this attempt, unless its transaction was committed and only the answer was lost."""
+    with new_session() as session:
+        released = session.get(AdapterVersion, version.id) is not None
+    if not released:
         storage.delete(version.weights_key)
         storage.delete(version.archive_key)
-        raise
 
 
 def _store(lease: Lease, order: Order, folder: Path, storage: Storage) -> AdapterVersion:
@@ -85,7 +92,12 @@ def _store(lease: Lease, order: Order, folder: Path, storage: Storage) -> Adapte
 
 
 def _release(session: Session, order: Order, version: AdapterVersion) -> None:
-    adapter = session.scalars(select(Adapter).where(Adapter.id == order.adapter.id).with_for_update()).one()
+    # The dataset first, as whoever accepts a job does, and the adapter without excluding foreign keys to it: in the
+    # other order the two would wait for each other.
+    dataset_id = order.datasets["forget"].id
+    session.execute(select(Dataset.id).where(Dataset.id == dataset_id).with_for_update())
+    locked = select(Adapter).where(Adapter.id == order.adapter.id).with_for_update(key_share=True)
+    adapter = session.scalars(locked).one()
     if adapter.head != order.source.number:
         raise JobError("head_moved", "the adapter got a new version during the run; retry the job")
     session.add(version)
@@ -95,12 +107,5 @@ def _release(session: Session, order: Order, version: AdapterVersion) -> None:
         .where(AdapterVersion.id == order.source.id)
         .values(status="superseded", superseded_at=func.now())
     )
-    _forget_records(session, order)
-
-
-def _forget_records(session: Session, order: Order) -> None:
-    """Destroy the forget set's key, unless another job still has to use it."""
-    dataset_id = order.datasets["forget"].id
-    others = select(UnlearnJob.id).where(purging.needs(dataset_id), UnlearnJob.id != order.job_id).limit(1)
-    if session.scalar(others) is None:
-        shred(session, dataset_id)
+    # The job itself has ended within this transaction, so that only others count.
+    shred_unless_needed(session, dataset_id)

@@ -7,19 +7,22 @@ they say "off" and refused when they turn something on, because the service woul
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.kit.problems import FieldError, Invalid
+
+Value = TypeVar("Value", int, float)
 
 POINTER = "/adapter_config"
 MAX_BYTES = 256 * 1024
 _OFF: tuple[object, ...] = (None, False, "", [], {})
 # Settings that only say how an adapter was begun or stored; they change nothing about a trained one.
 _HARMLESS = {
-    "arrow_config", "corda_config", "eva_config", "inference_mode", "init_lora_weights", "loftq_config",
-    "lora_dropout", "megatron_core", "peft_version", "qalora_group_size", "runtime_config", "target_parameters",
+    "corda_config", "eva_config", "inference_mode", "loftq_config", "lora_dropout", "megatron_core", "peft_version",
+    "qalora_group_size", "runtime_config",
 }  # fmt: skip
 
 _ModuleName = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9_.]+$")]
@@ -42,6 +45,10 @@ class PlainLora(BaseModel):
     bias: Literal["none"] = "none"
     fan_in_fan_out: bool = False
     use_rslora: bool = False
+    init_lora_weights: Annotated[
+        Literal[True, False, "gaussian", "eva", "orthogonal"] | None,
+        Field(description="Others (PiSSA, OLoRA, LoftQ, CorDA) also changed the base model's weights."),
+    ] = True
     rank_pattern: Annotated[dict[_ModuleName, _Rank], Field(max_length=4096)] = {}
     alpha_pattern: Annotated[dict[_ModuleName, _Alpha], Field(max_length=4096)] = {}
 
@@ -78,13 +85,26 @@ def export(config: PlainLora, *, base_model: str, revision: str | None, modules:
         modules: the adapted modules' names, as found in the weights. They replace a pattern: what a client wrote
             is never run as a regular expression.
     """
-    fields = config.model_dump()
+    fields = config.model_dump(exclude={"init_lora_weights"})
+    # By full name: in a pattern the order decides, and neither Postgres nor a sorted file keeps it.
+    fields["rank_pattern"] = _expand(config.rank_pattern, modules)
+    fields["alpha_pattern"] = _expand(config.alpha_pattern, modules)
     fields["base_model_name_or_path"], fields["revision"] = base_model, revision
     fields["task_type"] = "CAUSAL_LM"
     fields["lora_dropout"], fields["inference_mode"] = 0.0, True
     if isinstance(config.target_modules, str):
         fields["target_modules"] = modules
     return fields
+
+
+def matching(pattern: Mapping[str, Value], module: str) -> Value | None:
+    """PEFT's rule: a key matches a module's name or the end of it, and the first match counts."""
+    return next((value for key, value in pattern.items() if module == key or module.endswith("." + key)), None)
+
+
+def _expand(pattern: Mapping[str, Value], modules: Sequence[str]) -> dict[str, Value]:
+    found = {module: matching(pattern, module) for module in modules} if pattern else {}
+    return {module: value for module, value in found.items() if value is not None}
 
 
 def _errors(error: ValidationError) -> list[FieldError]:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
 
-from app.adapters.peft_config import PlainLora
-from app.kit.problems import FieldError, Invalid
+from app.adapters.peft_config import PlainLora, matching
+from app.kit.problems import MAX_ERRORS, FieldError, Invalid
 from app.kit.safetensors import SafetensorsError, TensorInfo, read_header
 
 POINTER = "/adapter_model"
@@ -35,6 +35,8 @@ def check_weights(file: BinaryIO, size: int, config: PlainLora, base: Mapping[st
     errors, pairs = _pairs(tensors)
     modules = _Modules(base)
     for module, sides in sorted(pairs.items()):
+        if len(errors) >= MAX_ERRORS:
+            break
         errors += _pair_errors(module, sides, config, modules)
     if not pairs and not errors:
         errors = [FieldError(POINTER, "the file holds no LoRA tensors")]
@@ -76,11 +78,7 @@ def _pair_errors(
 
 
 def _rank(module: str, config: PlainLora) -> int:
-    # PEFT's rule: a pattern's key matches a module's name or the end of it, and the first match counts.
-    for key, rank in config.rank_pattern.items():
-        if module == key or module.endswith("." + key):
-            return rank
-    return config.r
+    return matching(config.rank_pattern, module) or config.r
 
 
 class _Modules:

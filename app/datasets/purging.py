@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import ColumnElement, Update, and_, func, or_, update
 from sqlalchemy.orm import InstrumentedAttribute
 
+from app.adapters.tables import Adapter
 from app.datasets.tables import Dataset
 from app.jobs.tables import UnlearnJob
 
@@ -17,6 +18,11 @@ def needs(dataset_id: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:
         UnlearnJob.holdout_set_id == dataset_id,
     )
     return and_(uses, UnlearnJob.status.in_(("queued", "running")))
+
+
+def is_default(dataset_id: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:
+    """The condition that an adapter keeps the dataset as its default retain set."""
+    return Adapter.default_retain_set_id == dataset_id
 
 
 def shred(dataset_id: str) -> Update:

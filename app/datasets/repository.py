@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import outbox
+from app.adapters.tables import Adapter
 from app.datasets import purging
 from app.datasets.tables import Dataset
 from app.jobs.tables import UnlearnJob
@@ -39,6 +40,11 @@ class DatasetRepository:
         return await self._session.scalar(
             select(UnlearnJob.id).where(UnlearnJob.tenant_id == self._tenant_id, needs).limit(1)
         )
+
+    async def default_of(self, dataset_id: str) -> str | None:
+        """The name of an adapter that keeps the dataset as its default retain set."""
+        mine = select(Adapter.name).where(Adapter.tenant_id == self._tenant_id, purging.is_default(dataset_id))
+        return await self._session.scalar(mine.limit(1))
 
     async def add(self, dataset: Dataset, undo: Callable[[], None]) -> None:
         """Store a new one; `undo` is called should the transaction fail."""

@@ -78,6 +78,9 @@ class DatasetService:
         job_id = await self._repository.needed_by(dataset_id)
         if job_id is not None:
             raise Conflict(f"job {job_id} needs this dataset; cancel it or wait for its end")
+        adapter = await self._repository.default_of(dataset_id)
+        if adapter is not None:
+            raise Conflict(f"it is the default retain set of adapter {adapter!r}")
         await self._repository.shred(dataset)
 
     def _intake(self) -> Intake:

@@ -140,7 +140,7 @@ async def evaluation(job_id: str, service: ServiceDep, session: SessionDep, tena
     """What was measured before and after, and the gate's verdict. 409 until there is one."""
     job, run, *_ = await service.get(job_id)
     row = await JobRepository(session, tenant).evaluation(run.id)
-    if row is None:
+    if row is None or row.attempt != run.attempt or job.status == "queued":
         raise Conflict(f"the job is {job.status} and has not been evaluated")
     about = {"job": job_id, "run_id": run.id, "attempt": row.attempt, "created_at": row.created_at}
     return EvaluationRead.model_validate(row.document | about)

@@ -114,14 +114,17 @@ class JobService:
             Conflict: the job has ended.
         """
         job, run, *_ = await self.get(job_id)
-        if await self._jobs.change(transitions.cancel_queued(run.id)):
-            await self._jobs.execute(
-                transitions.follow(run.id, "cancelled"), self._event(job, "cancelled before it was started")
-            )
-        elif await self._jobs.change(transitions.request_cancel(run.id)):
-            await self._jobs.execute(self._event(job, "cancelling was asked for"))
-        else:
-            raise Conflict(f"the job has ended ({job.status}); there is nothing to cancel")
+        # Twice, since a worker may take the run or hand it back between the two questions.
+        for _ in range(2):
+            if await self._jobs.change(transitions.cancel_queued(run.id)):
+                follow = transitions.follow(run.id, "cancelled")
+                await self._jobs.execute(follow, self._event(job, "cancelled before it was started"))
+                return
+            if await self._jobs.change(transitions.request_cancel(run.id)):
+                await self._jobs.execute(self._event(job, "cancelling was asked for"))
+                return
+        job, *_ = await self.get(job_id)
+        raise Conflict(f"the job has ended ({job.status}); there is nothing to cancel")
 
     async def retry(self, job_id: str) -> None:
         """Queue a job again that ended without success.

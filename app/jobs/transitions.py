@@ -26,10 +26,10 @@ Level = Literal["info", "warn", "error"]
 Kind = Literal["message", "metrics", "status"]
 RETRYABLE = ("gate_failed", "failed", "cancelled")
 FINAL = ("succeeded", *RETRYABLE)
-# A queued run's message is published again after this long, then after twice as long each time, up to an hour:
+# A queued run's message is published again after this long, then after twice as long each time, up to five minutes:
 # the broker may have lost it, and a message too many does no harm.
 FIRST_REPUBLISH = timedelta(seconds=60)
-MAX_REPUBLISH = timedelta(hours=1)
+MAX_REPUBLISH = timedelta(minutes=5)
 
 
 def claim(run_id: str, worker: str, lease: timedelta) -> ReturningUpdate[Run]:
@@ -193,6 +193,10 @@ def _queued() -> dict[str, Any]:
         "worker": None,
         "phase": None,
         "eta_seconds": None,
+        "step": 0,
+        "total_steps": None,
+        "percent": 0.0,
+        "source_version": None,
         "publish_count": 0,
         "publish_after": func.now() + FIRST_REPUBLISH,
     }

@@ -11,7 +11,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-MAX_HEADER = 64 * 1024**2
+MAX_HEADER = 16 * 1024**2
+# Far beyond any model: larger numbers only make the arithmetic below slow.
+MAX_AXES, MAX_AXIS = 8, 2**48
 _WIDTHS = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
     "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -48,7 +50,9 @@ def read_header(file: BinaryIO, size: int) -> dict[str, TensorInfo]:
         raise SafetensorsError("not a safetensors file (its header is no JSON object with unique keys)") from None
     if not isinstance(header, dict):
         raise SafetensorsError("not a safetensors file (its header is no JSON object)")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise SafetensorsError("the file's metadata is no map of texts")
     spans = sorted((*_span(entry), name) for name, entry in header.items())
     _check_coverage([(start, end) for start, end, _ in spans], size - 8 - length)
     return {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
@@ -64,7 +68,9 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _span(entry: object) -> tuple[int, int]:
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(start), int(end)]} if (
-            dtype in _WIDTHS and all(type(axis) is int and axis >= 0 for axis in shape)
+            dtype in _WIDTHS
+            and len(shape) <= MAX_AXES
+            and all(type(axis) is int and 0 <= axis < MAX_AXIS for axis in [*shape, start, end])
         ):
             if 0 <= start <= end and end - start == math.prod(shape) * _WIDTHS[dtype]:
                 return start, end

@@ -180,7 +180,7 @@ def test_what_is_added_at_the_end_is_undone_when_it_fails() -> None:
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        hold(job.run_id).end("succeeded", "done", before=fail)
+        hold(job.run_id).end("succeeded", "done", with_it=fail)
     assert (run_of(job).status, job_of(job).status) == ("running", "running")
     with new_session() as session:
         assert session.scalars(select(OutboxMessage)).all() == []
