@@ -11,12 +11,16 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import async_sessionmaker
+from starlette.requests import ClientDisconnect
 
 from app import catalogue
 from app.adapters.endpoints import router as adapters
 from app.base_models.endpoints import router as base_models
 from app.datasets.endpoints import router as datasets
+from app.dependencies import authenticate
 from app.health.endpoints import router as health
 from app.jobs.endpoints import router as jobs
 from app.kit import logs, problems
@@ -29,6 +33,7 @@ DESCRIPTION = """\
 Removes chosen records from LoRA adapters of causal language models: upload the records, ask for a job, poll it,
 download the unlearned adapter. Errors are `application/problem+json` (RFC 9457) and never quote what was sent.
 """
+PUBLIC = {"/livez", "/readyz", "/openapi.json"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 log = structlog.get_logger("app.requests")
 
@@ -48,7 +53,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.storage = LocalStorage(settings.storage_dir)
     problems.install(app)
-    app.add_middleware(BodyLimit, json_bytes=settings.max_json_bytes, upload_bytes=settings.max_upload_bytes)
+    uploads = dict.fromkeys(("/datasets", "/adapters"), settings.max_upload_bytes)
+    app.add_middleware(BodyLimit, usual=settings.max_json_bytes, uploads=uploads)
     app.middleware("http")(_identify)
     for router in (health, base_models, adapters, datasets, jobs, catalogue.router):
         app.include_router(router)
@@ -65,23 +71,33 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def _identify(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Give every request an id, which the answer and the log carry, and every crash an answer."""
+    """Give every request an id, which the answer and the log carry; ask who calls; give every crash an answer."""
     given = request.headers.get("x-request-id", "")
     request.state.request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
     try:
         _refuse_nul(request)
+        if request.url.path not in PUBLIC:
+            request.state.tenant = await authenticate(request)
         response = await call_next(request)
     except problems.Problem as problem:
         response = problems.render(request, problem)
+    except (OperationalError, InterfaceError, PoolTimeout) as error:
+        log.warning("database away", error=type(error).__name__, request_id=request.state.request_id)
+        unavailable = problems.Unavailable("the database cannot be reached; try again", headers={"Retry-After": "5"})
+        response = problems.render(request, unavailable)
+    except ClientDisconnect:
+        response = problems.render(request, problems.BadRequest("the client went away"))
     except Exception as error:
         # Caught here and not by an exception handler: those let the error through to the server, which prints it.
         response = problems.on_crash(request, error)
     response.headers["X-Request-Id"] = request.state.request_id
-    if request.url.path not in {"/livez", "/readyz"}:
+    route = request.scope.get("route")
+    if request.url.path not in PUBLIC:
         log.info(
             "request",
             method=request.method,
-            path=request.url.path,
+            # The pattern, not the path: what a caller puts into a path may be anything.
+            route=getattr(route, "path", "none"),
             status=response.status_code,
             request_id=request.state.request_id,
         )

@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.kit.crypto import KeyRing
@@ -75,6 +75,12 @@ class Settings(BaseSettings):
         if not value.get_secret_value().startswith("postgresql+psycopg://"):
             raise ValueError("must start with postgresql+psycopg://")
         return value
+
+    @model_validator(mode="after")
+    def _renews_in_time(self) -> Settings:
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError("LETHE_HEARTBEAT_SECONDS must be at most half of LETHE_LEASE_SECONDS")
+        return self
 
     @field_validator("key_pepper")
     @classmethod

@@ -18,8 +18,9 @@ from app.datasets.repository import DatasetRepository
 from app.dependencies import SessionDep, StorageDep, TenantDep
 from app.kit.downloads import download
 from app.kit.pagination import Cursor, Limit, Page, encode_cursor
-from app.kit.problems import Gone, responses
+from app.kit.problems import Gone, TooLarge, responses
 from app.kit.storage import Storage
+from app.kit.text import Text
 
 router = APIRouter(prefix="/adapters", tags=["adapters"])
 _READ = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND)
@@ -52,11 +53,13 @@ async def register(
     adapter_config: Annotated[UploadFile, File(description="PEFT's adapter_config.json of a plain LoRA.")],
     adapter_model: Annotated[UploadFile, File(description="adapter_model.safetensors.")],
     retain_set: Annotated[
-        str | None, Form(max_length=64, description="Retain set for jobs on this adapter that name none.")
+        Text | None, Form(max_length=64, description="Retain set for jobs on this adapter that name none.")
     ] = None,
 ) -> AdapterRead:
     """Register a LoRA adapter; it becomes version 1."""
-    config = await adapter_config.read(peft_config.MAX_BYTES)
+    config = await adapter_config.read(peft_config.MAX_BYTES + 1)
+    if len(config) > peft_config.MAX_BYTES:
+        raise TooLarge(f"adapter_config exceeds {peft_config.MAX_BYTES} bytes")
     upload = AdapterUpload(
         name, base_model, config, adapter_model.file, adapter_model.size or 0, default_retain_set=retain_set
     )

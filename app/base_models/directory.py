@@ -56,10 +56,13 @@ def _resolve(source: str, roots: Sequence[Path]) -> Path:
     if "\x00" in source:
         raise invalid_field("/source", "must not hold a NUL character")
     for root in (root.resolve() for root in roots):
-        # resolve() follows links, so that one inside a root cannot lead outside.
-        path = (root / source).resolve()
-        if path.is_relative_to(root) and path.is_dir():
-            return path
+        try:
+            # resolve() follows links, so that one inside a root cannot lead outside.
+            path = (root / source).resolve()
+            if path.is_relative_to(root) and path.is_dir():
+                return path
+        except OSError:  # a name that is too long, a loop of links
+            continue
     # One answer for "outside" and "not there", so that nobody can feel out the file system.
     raise invalid_field("/source", "must be an existing directory below one of the allowed roots")
 

@@ -104,6 +104,8 @@ class Intake:
             raise Invalid("the dataset is empty: send one JSON record per line")
         self._blob.close()
         self._digests.close()
+        # Here, and not when the block ends: making sure that the bytes are on disk takes time.
+        self._stack.close()
         return Stored(self.dataset_id, self._records, self._bytes, self._hash.hexdigest(), *self._keys, self._wrapped)
 
     def add(self, record: Record, line: bytes) -> None:
@@ -118,12 +120,14 @@ class Intake:
         self._lines += 1
         if len(line) > self._limits.record_bytes:
             self._too_long()
-        if not line.strip() or len(self._errors) >= MAX_ERRORS:
+        if not line.strip():
             return
         try:
             self.add(parse_record(line), line.rstrip(b"\r") + b"\n")
         except RecordError as error:
             self._errors.append(FieldError(f"/lines/{self._lines}", f"line {self._lines}: {error}"))
+            if len(self._errors) == MAX_ERRORS:
+                raise invalid_fields(self._errors) from None
 
     def _too_long(self) -> None:
         raise TooLarge(f"line {max(self._lines, 1)} or the one after it exceeds {self._limits.record_bytes} bytes")

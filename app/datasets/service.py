@@ -38,7 +38,6 @@ class DatasetService:
             TooLarge: a limit is exceeded.
         """
         intake = self._intake()
-        # Entering and leaving touch the disk as feeding does; the context manager itself is cheap.
         with intake:
             async for data in body:
                 await to_thread.run_sync(intake.feed, data)

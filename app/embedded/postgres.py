@@ -43,6 +43,8 @@ SETTINGS = {
     "log_line_prefix": "",
     # Statements may carry personal data as parameters: errors are logged without them.
     "log_min_error_statement": "panic",
+    # Without DETAIL, which quotes the values of keys.
+    "log_error_verbosity": "terse",
     "log_checkpoints": "off",
 }
 # For tests only: a crash of the machine may cost the data, which a temporary server does not mind.
@@ -139,7 +141,8 @@ class EmbeddedPostgres:
         """Fast shutdown: open transactions are rolled back and the files are left clean."""
         if self._child is not None:
             self._child.stop(STOP_SECONDS)
-        if self.socket_directory.parent != self._directory:
+        # Only what was started here: a refused start must not take another one's socket away.
+        if self._child is not None and self.socket_directory.parent != self._directory:
             shutil.rmtree(self.socket_directory, ignore_errors=True)
 
     def _prepare_directories(self) -> None:

@@ -21,6 +21,7 @@ from app.jobs.schemas import EventRead, JobCreate, JobRead, Status
 from app.jobs.service import AlreadyAccepted, JobService
 from app.kit.pagination import Cursor, Limit, Page, encode_cursor
 from app.kit.problems import Conflict, Gone, NotFound, invalid_field, responses
+from app.kit.text import Text
 
 router = APIRouter(prefix="/unlearn-jobs", tags=["unlearn jobs"])
 _READ = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND)
@@ -58,7 +59,7 @@ async def create(
     response: Response,
     service: ServiceDep,
     idempotency_key: Annotated[
-        str | None,
+        Text | None,
         Header(
             min_length=1,
             max_length=256,
@@ -82,7 +83,7 @@ async def list_all(
     tenant: TenantDep,
     status: Annotated[Status | None, Query()] = None,
     adapter: Annotated[AdapterName | None, Query()] = None,
-    subject_request_id: Annotated[str | None, Query(min_length=1, max_length=256)] = None,
+    subject_request_id: Annotated[Text | None, Query(min_length=1, max_length=256)] = None,
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> Page[JobRead]:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from app.jobs.schemas import JobCreate
-from app.kit.problems import FieldError, invalid_field, invalid_fields
+from app.kit.problems import FieldError, Invalid, invalid_field, invalid_fields
 from app.methods import POLICIES, Policy
 
 _LOWER_IS_STRICTER = "max_"
@@ -44,8 +44,13 @@ def policy(wanted: str | dict[str, Any]) -> Policy:
 
 
 def request_digest(request: JobCreate, pepper: bytes) -> bytes:
-    """Tells whether two requests are the same, without keeping either."""
-    canonical = json.dumps(request.model_dump(mode="json"), sort_keys=True, separators=(",", ":")).encode()
+    """Tells whether two requests are the same, without keeping either. Raises Invalid."""
+    try:
+        # As it was sent: a default that changes later must not make a repeated request another one.
+        sent = request.model_dump(mode="json", exclude_unset=True)
+    except ValueError:
+        raise Invalid("the request is nested too deeply, or holds half a surrogate pair") from None
+    canonical = json.dumps(sent, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.blake2b(canonical, key=pepper[:64], digest_size=32).digest()
 
 

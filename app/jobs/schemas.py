@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.adapters.schemas import AdapterName
 from app.kit.text import Text
@@ -14,9 +14,23 @@ from app.methods import BlurMethod, BlurMethodRequest, Policy
 Status = Literal["queued", "running", "succeeded", "gate_failed", "failed", "cancelled"]
 Phase = Literal["preparing", "unlearning", "evaluating", "packaging", "registering"]
 MAX_INLINE_RECORDS = 1000
+_EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 _MetadataKey = Annotated[Text, Field(min_length=1, max_length=64)]
 _MetadataValue = Annotated[Text, Field(max_length=512)]
+
+
+def _text_only(value: object) -> object:
+    if value is not None and not isinstance(value, str):
+        raise ValueError("must be a time such as 2026-01-31T12:00:00Z")
+    return value
+
+
+def _plausible(moment: datetime | None) -> datetime | None:
+    # A day of grace for clocks; whatever lies beyond is a mistake that would move the legal deadline.
+    if moment is not None and not _EARLIEST <= moment <= datetime.now(UTC) + timedelta(days=1):
+        raise ValueError("must lie between the year 2000 and now")
+    return moment
 
 
 class InlineRecords(BaseModel):
@@ -52,9 +66,12 @@ class JobCreate(BaseModel):
     ] = "default"
     seed: Annotated[int | None, Field(ge=0, lt=2**31, description="Drawn when left out, and always shown.")] = None
     subject_request_id: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
-    requested_at: Annotated[AwareDatetime | None, Field(description="When the person asked; now when left out.")] = (
-        None
-    )
+    requested_at: Annotated[
+        AwareDatetime | None,
+        Field(description="When the person asked; now when left out, never in the future."),
+        BeforeValidator(_text_only),
+        AfterValidator(_plausible),
+    ] = None
     metadata: Annotated[dict[_MetadataKey, _MetadataValue], Field(max_length=16)] = {}
 
 

@@ -158,6 +158,8 @@ class JobService:
         try:
             await self._jobs.add(run, job)
         except IntegrityError:
+            if job.idempotency_key is None:
+                raise
             # Two equal requests at once: the other one has committed by now.
             raise Conflict(
                 "a request with this Idempotency-Key is being accepted; repeat this one",

@@ -8,28 +8,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kit.problems import TooLarge, render
 
-_JSON = "application/json"
-
 
 class BodyLimit:
-    """ASGI middleware. A body over its limit ends in 413, whether or not it announced its length."""
+    """ASGI middleware. A body over its limit ends in 413, whether or not it announced its length.
 
-    def __init__(self, app: ASGIApp, *, json_bytes: int, upload_bytes: int) -> None:
+    The limit depends on the path alone: what a client says of its content type is no reason to read more.
+    """
+
+    def __init__(self, app: ASGIApp, *, usual: int, uploads: dict[str, int]) -> None:
+        """`uploads` gives the limits of paths that take files; `usual` is that of all others. In bytes."""
         self._app = app
-        self._json_bytes = json_bytes
-        self._upload_bytes = upload_bytes
+        self._usual = usual
+        self._uploads = uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with a receiver that counts."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        uploads = kind != _JSON and bool(kind)
-        limit = self._upload_bytes if uploads else self._json_bytes
-        announced = headers.get("content-length", "0")
-        if announced.isdigit() and int(announced) > limit:
+        limit = self._uploads.get(scope["path"], self._usual)
+        announced = Headers(scope=scope).get("content-length", "0")
+        if announced.isdigit() and int(announced[:20]) > limit:
             await render(Request(scope), _too_large(limit))(scope, receive, send)
             return
         await self._app(scope, _counting(receive, limit), send)

@@ -21,6 +21,10 @@ NAMING_CONVENTION = {
 }
 
 
+# Seconds to connect, milliseconds until a silent peer counts as gone, and times in UTC whatever the server's zone is.
+_CONNECTION = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "options": "-c timezone=UTC"}
+
+
 class Base(DeclarativeBase):
     """Base of all tables. Times carry their zone."""
 
@@ -38,9 +42,11 @@ def on_rollback(session: AsyncSession, undo: Callable[[], None]) -> None:
 
 def make_async_engine(url: str) -> AsyncEngine:
     """The engine of the web side."""
-    return create_async_engine(url, pool_size=10, max_overflow=10, pool_pre_ping=True, hide_parameters=True)
+    return create_async_engine(
+        url, pool_size=10, max_overflow=10, pool_pre_ping=True, hide_parameters=True, connect_args=_CONNECTION
+    )
 
 
 def make_engine(url: str) -> Engine:
     """The engine of workers and commands: a connection per use, so that none crosses a fork."""
-    return create_engine(url, poolclass=NullPool, hide_parameters=True)
+    return create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=_CONNECTION)

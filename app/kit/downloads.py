@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from fastapi import Request, Response
 from fastapi.responses import FileResponse
+
+from app.kit.problems import RangeNotSatisfiable
 
 
 def download(request: Request, path: Path, *, sha256: str, filename: str, media_type: str) -> Response:
@@ -13,7 +16,24 @@ def download(request: Request, path: Path, *, sha256: str, filename: str, media_
     headers = {"ETag": f'"{sha256}"', "Cache-Control": "private, no-cache"}
     if _matches(request.headers.get("if-none-match"), sha256):
         return Response(status_code=304, headers=headers)
+    _check_range(request, path.stat().st_size)
     return FileResponse(path, filename=filename, media_type=media_type, headers=headers)
+
+
+def _check_range(request: Request, size: int) -> None:
+    """Drop a range that is not one plain range of bytes, as RFC 9110 allows; refuse one that lies outside.
+
+    Raises:
+        RangeNotSatisfiable: nothing of the range is there.
+    """
+    wanted = request.headers.get("range")
+    if wanted is None:
+        return
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", wanted.strip())
+    if match is None or not (match[1] or match[2]) or (match[1] and match[2] and int(match[1]) > int(match[2])):
+        request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
+    elif (int(match[1]) >= size) if match[1] else (int(match[2]) == 0):
+        raise RangeNotSatisfiable(f"there are {size} bytes", headers={"Content-Range": f"bytes */{size}"})
 
 
 def _matches(condition: str | None, sha256: str) -> bool:

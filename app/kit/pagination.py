@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar, TypeVarTuple
@@ -14,6 +15,8 @@ from pydantic import BaseModel
 from sqlalchemy import ColumnElement, Select, tuple_
 
 from app.kit.problems import invalid_field
+
+_ID = re.compile(r"[a-z0-9_]{1,64}")
 
 Row = TypeVar("Row")
 Item = TypeVar("Item")
@@ -48,7 +51,7 @@ def decode_cursor(cursor: str) -> tuple[datetime, str]:
         padded = cursor.encode() + b"=" * (-len(cursor) % 4)
         created_at, row_id = json.loads(base64.urlsafe_b64decode(padded))
         moment = datetime.fromisoformat(created_at)
-        if moment.tzinfo is None or not isinstance(row_id, str) or "\x00" in row_id:
+        if moment.tzinfo is None or not isinstance(row_id, str) or not _ID.fullmatch(row_id):
             raise ValueError
     except (ValueError, TypeError, binascii.Error, RecursionError):
         raise invalid_field("/query/cursor", "not a cursor of this list; leave it out to start over") from None

@@ -51,6 +51,12 @@ class Unauthenticated(Problem):
     status, code = HTTPStatus.UNAUTHORIZED, "unauthenticated"
 
 
+class BadRequest(Problem):
+    """The request cannot be read."""
+
+    status, code = HTTPStatus.BAD_REQUEST, "bad_request"
+
+
 class NotFound(Problem):
     """There is no such thing, or it belongs to somebody else."""
 
@@ -79,6 +85,12 @@ class TooLarge(Problem):
     """The body exceeds a limit."""
 
     status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large"
+
+
+class RangeNotSatisfiable(Problem):
+    """The range lies outside of what there is."""
+
+    status, code = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "range_not_satisfiable"
 
 
 class UnsupportedMediaType(Problem):
@@ -177,12 +189,19 @@ def render(request: Request, problem: Problem) -> JSONResponse:
         "type": f"/docs/problems#{problem.code}",
         "title": problem.status.phrase,
         "status": int(problem.status),
-        "detail": problem.detail,
+        "detail": _sendable(problem.detail),
         "code": problem.code,
         "request_id": request_id(request),
-        "errors": [{"pointer": error.pointer, "detail": error.detail} for error in problem.errors],
+        "errors": [
+            {"pointer": _sendable(error.pointer), "detail": _sendable(error.detail)} for error in problem.errors
+        ],
     }
     return JSONResponse(document, int(problem.status), headers=problem.headers, media_type=MEDIA_TYPE)
+
+
+def _sendable(text: str) -> str:
+    """A name that a client made up may hold half a surrogate pair, which no answer can carry."""
+    return text.encode(errors="replace").decode()
 
 
 def request_id(request: Request) -> str:
@@ -208,6 +227,4 @@ def _pointer(error: Mapping[str, Any], body: object) -> str:
 
 
 def _join(parts: Sequence[int | str]) -> str:
-    pointer = "".join("/" + str(part)[:200].replace("~", "~0").replace("/", "~1") for part in parts)
-    # A field's name may hold half a surrogate pair, which no answer can carry.
-    return pointer.encode(errors="replace").decode()
+    return "".join("/" + str(part)[:200].replace("~", "~0").replace("/", "~1") for part in parts)
