@@ -56,5 +56,5 @@ RUN pip install --no-cache-dir --no-deps --editable .
 USER lethe
 # Celery must be process 1 to get the stop signal.
 HEALTHCHECK --interval=60s --timeout=30s --start-period=60s --retries=3 \
-    CMD ["python", "-m", "celery", "-A", "worker.celery_app", "inspect", "ping", "--timeout", "20"]
+    CMD ["sh", "-c", "python -m celery -A worker.celery_app inspect ping -d gpu@$(hostname) -t 20"]
 CMD ["celery", "-A", "worker.celery_app", "worker", "-Q", "gpu", "-c", "1", "-P", "prefork", "-n", "gpu@%h", "--loglevel", "INFO"]

@@ -7,14 +7,14 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
-from starlette.datastructures import UploadFile
 
 from app.datasets.repository import DatasetRepository
 from app.datasets.schemas import DatasetRead, Purpose
 from app.datasets.service import DatasetService, present
 from app.dependencies import SessionDep, SettingsDep, StorageDep, TenantDep
+from app.kit.multipart import stream_field
 from app.kit.pagination import Cursor, Limit, Page, encode_cursor
-from app.kit.problems import UnsupportedMediaType, invalid_field, responses
+from app.kit.problems import UnsupportedMediaType, responses
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
@@ -98,17 +98,11 @@ async def purge(dataset_id: str, service: ServiceDep) -> None:
     await service.purge(dataset_id)
 
 
-async def _body(request: Request) -> AsyncIterator[bytes]:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _body(request: Request) -> AsyncIterator[bytes]:
+    content_type = request.headers.get("content-type", "")
+    kind = content_type.partition(";")[0].strip().lower()
     if kind in JSON_LINES:
-        async for data in request.stream():
-            yield data
-    elif kind == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=0) as form:
-            file = form.get("file")
-            if not isinstance(file, UploadFile):
-                raise invalid_field("/file", "send the JSON Lines file as the form field 'file'")
-            while data := await file.read(1024**2):
-                yield data
-    else:
-        raise UnsupportedMediaType("send application/jsonl, or multipart/form-data with a field 'file'")
+        return request.stream()
+    if kind == "multipart/form-data":
+        return stream_field(content_type, request.stream(), "file")
+    raise UnsupportedMediaType("send application/jsonl, or multipart/form-data with a field 'file'")

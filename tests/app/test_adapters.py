@@ -116,6 +116,11 @@ async def test_a_default_retain_set_must_be_ours_and_a_retain_set(client: httpx.
         ({"task_type": "SEQ_CLS"}, "/adapter_config/task_type"),
         ({"lora_alpha": float("inf")}, "/adapter_config/lora_alpha"),
         ({"layer_replication": [[0, 1]]}, "/adapter_config/layer_replication"),
+        ({"init_lora_weights": "pissa"}, "/adapter_config/init_lora_weights"),
+        ({"init_lora_weights": "olora"}, "/adapter_config/init_lora_weights"),
+        ({"target_parameters": ["mlp.experts"]}, "/adapter_config/target_parameters"),
+        ({"arrow_config": {"top_k": 2}}, "/adapter_config/arrow_config"),
+        ({"\ud800": 1}, "/adapter_config/?"),
     ],
 )
 async def test_a_configuration_that_is_no_plain_lora_is_refused(
@@ -156,6 +161,16 @@ A, B = tiny.SHAPES
         (tiny.with_header({A: {"dtype": "F32", "shape": [2, 8], "data_offsets": [0, 8]}}, bytes(8)), "do not agree"),
         (tiny.with_header({A: {"dtype": "F32", "shape": [-2, 8], "data_offsets": [0, 8]}}, bytes(8)), "do not agree"),
         (tiny.with_header([], b""), "no JSON object"),
+        (
+            tiny.with_header({A: {"dtype": "F32", "shape": [10**4000] * 9, "data_offsets": [0, 8]}}, b""),
+            "do not agree",
+        ),
+        (
+            tiny.with_header({A: {"dtype": "F32", "shape": [2] * 99, "data_offsets": [0, 8]}}, bytes(8)),
+            "do not agree",
+        ),
+        (tiny.with_header({A: {"dtype": "F32", "shape": [2**60, 0], "data_offsets": [0, 0]}}, b""), "do not agree"),
+        (tiny.with_header({"__metadata__": {"format": ["pt"]}}, b""), "no map of texts"),
         ((2**63).to_bytes(8, "little") + b"{}", "does not fit"),
     ],
 )
@@ -176,3 +191,50 @@ async def test_a_pattern_of_modules_is_replaced_by_names(client: httpx.AsyncClie
         file = archive.extractfile("adapter_config.json")
         assert file is not None
         assert json.load(file)["target_modules"] == [tiny.MODULE]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "value"), [({"layers.0.self_attn.q_proj": 32, "q_proj": 16}, 32), ({"q_proj": 16}, 16)]
+)
+async def test_the_first_matching_pattern_counts_after_the_way_through_the_database(
+    client: httpx.AsyncClient, base: None, engine: Engine, pattern: dict[str, int], value: int
+) -> None:
+    response = await post_adapter(client, config={**tiny.CONFIG, "alpha_pattern": pattern})
+    assert response.status_code == 201, response.text
+    with engine.connect() as connection:
+        config = connection.execute(text("SELECT config FROM adapter_versions")).scalar_one()
+    assert config["alpha_pattern"] == {tiny.MODULE: value}
+
+
+async def test_a_configuration_that_is_too_long_is_refused(client: httpx.AsyncClient, base: None) -> None:
+    response = await post_adapter(client, config={**tiny.CONFIG, "x": "y" * 300_000})
+    assert response.status_code == 413
+
+
+@pytest.mark.parametrize("name", ["name", "base_model", "retain_set"])
+async def test_a_field_with_a_nul_is_refused(client: httpx.AsyncClient, base: None, name: str) -> None:
+    fields: Any = {name: "a\x00b"}
+    response = await post_adapter(client, **fields)
+    assert response.status_code == 422
+
+
+async def test_a_range_outside_of_the_file_is_a_problem(client: httpx.AsyncClient, adapter: str) -> None:
+    url = "/adapters/support-bot/versions/1/download"
+    for wanted in ("bytes=99999999-", "bytes=-0"):
+        response = await client.get(url, headers={"Range": wanted})
+        assert (response.status_code, response.json()["code"]) == (416, "range_not_satisfiable")
+        assert response.headers["content-range"].startswith("bytes */")
+
+
+@pytest.mark.parametrize("wanted", ["bytes=abc", "bytes=-", "lines=1-2", "bytes=9-5", "bytes=0-1,5-6"])
+async def test_a_range_that_is_none_is_ignored(client: httpx.AsyncClient, adapter: str, wanted: str) -> None:
+    response = await client.get("/adapters/support-bot/versions/1/download", headers={"Range": wanted})
+    assert response.status_code == 200
+    assert response.headers["etag"] == f'"{hashlib.sha256(response.content).hexdigest()}"'
+
+
+async def test_the_last_bytes_can_be_asked_for(client: httpx.AsyncClient, adapter: str) -> None:
+    url = "/adapters/support-bot/versions/1/download"
+    whole = await client.get(url)
+    part = await client.get(url, headers={"Range": "bytes=-7"})
+    assert (part.status_code, part.content) == (206, whole.content[-7:])

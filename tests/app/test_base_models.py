@@ -38,7 +38,9 @@ async def test_a_taken_name_is_a_conflict(client: httpx.AsyncClient, model_direc
     assert (await register(client, "tiny")).status_code == 409
 
 
-@pytest.mark.parametrize("source", ["/etc", "../..", "tiny/../../..", "nowhere", "/", "tiny\x00", "tiny/config.json"])
+@pytest.mark.parametrize(
+    "source", ["/etc", "../..", "tiny/../../..", "nowhere", "/", "tiny\x00", "tiny/config.json", "a" * 300]
+)
 async def test_a_place_outside_the_roots_is_refused(
     client: httpx.AsyncClient, model_directory: Path, source: str
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,43 @@ async def test_a_multipart_file_is_taken_as_well(client: httpx.AsyncClient) -> N
     response = await client.post("/datasets?purpose=retain", files=files)
     assert response.status_code == 201
     assert response.json()["records"] == 2
+
+
+async def test_a_multipart_body_of_many_pieces_is_put_together(client: httpx.AsyncClient) -> None:
+    line = json.dumps({"text": "x" * 50}).encode() + b"\n"
+    head = b'--b\r\nContent-Disposition: form-data; name="note"\r\n\r\nhello\r\n'
+    head += b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'
+    body = head + line * 20 + b"\r\n--b--\r\n"
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 7):
+            yield body[start : start + 7]
+
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    response = await client.post("/datasets?purpose=retain", content=pieces(), headers=kind)
+    assert response.status_code == 201, response.text
+    assert (response.json()["records"], response.json()["bytes"]) == (20, 20 * len(line))
+
+
+@pytest.mark.parametrize("kind", ["boundary=b", "boundary=b; charset=undefined", "", "boundary="])
+async def test_a_malformed_multipart_body_is_refused(
+    client: httpx.AsyncClient, settings: Settings, kind: str
+) -> None:
+    headers = {"Content-Type": f"multipart/form-data; {kind}"}
+    response = await client.post("/datasets?purpose=retain", content=b"no boundary here", headers=headers)
+    assert response.status_code == 400
+    assert stored_files(settings) == []
+
+
+async def test_a_multipart_file_never_lies_on_disk_in_clear(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("a temporary file was made")
+
+    monkeypatch.setattr("starlette.formparsers.SpooledTemporaryFile", refuse)
+    files = {"file": ("records.jsonl", b'{"text": "x"}\n')}
+    assert (await client.post("/datasets?purpose=retain", files=files)).status_code == 201
 
 
 async def test_nothing_of_a_record_lies_in_storage_or_database_in_clear(

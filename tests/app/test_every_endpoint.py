@@ -6,13 +6,16 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
+from sqlalchemy.ext.asyncio import async_sessionmaker
 
+from app.kit.db import make_async_engine
 from app.main import create_app
 from app.settings import Settings
 from tests.app.conftest import post_job, upload
@@ -55,6 +58,38 @@ async def test_bodies_that_fit_do_not_help_the_unauthenticated(anonymous: httpx.
     headers = {"Content-Type": "application/jsonl"}
     response = await anonymous.post("/datasets?purpose=forget", content=b'{"text": "x"}', headers=headers)
     assert response.status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/unlearn-jobs", "/adapters", "/datasets?purpose=forget", "/base-models"])
+async def test_nothing_of_a_body_is_read_before_the_caller_is_known(anonymous: httpx.AsyncClient, path: str) -> None:
+    read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        for _ in range(50):
+            read += 1
+            yield b"x" * 2**16
+
+    kind = "multipart/form-data; boundary=b" if path == "/adapters" else "application/json"
+    response = await anonymous.post(path, content=body(), headers={"Content-Type": kind})
+    assert response.status_code == 401
+    assert read <= 1
+
+
+async def test_a_database_that_is_away_is_a_503(app: FastAPI, client: httpx.AsyncClient) -> None:
+    app.state.sessions = async_sessionmaker(make_async_engine("postgresql+psycopg://nobody@127.0.0.1:1/none"))
+    response = await client.get("/datasets")
+    assert check_problem(response)["code"] == "unavailable"
+    assert response.headers["retry-after"] == "5"
+
+
+async def test_what_a_caller_puts_into_a_path_is_not_logged(
+    client: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await client.get("/datasets/jane.doe%40example.org%1b[31m")
+    printed = capsys.readouterr().out
+    assert "/datasets/{dataset_id}" in printed
+    assert "jane" not in printed
 
 
 async def test_an_unknown_or_revoked_key_is_refused(anonymous: httpx.AsyncClient) -> None:

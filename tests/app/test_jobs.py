@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from app import outbox
 from app.datasets.tables import Dataset
+from app.evaluations.tables import EvaluationRow
 from app.jobs import transitions
 from app.jobs.tables import OutboxMessage, Run, UnlearnJob
 from app.methods import DEFAULT_POLICY
@@ -112,12 +113,18 @@ async def test_steps_follow_the_size_of_the_forget_set(client: httpx.AsyncClient
         ({"seed": -1}, "/seed"),
         ({"requested_at": "yesterday"}, "/requested_at"),
         ({"requested_at": "2026-01-01T00:00:00"}, "/requested_at"),
+        ({"requested_at": "9999-12-31T00:00:00Z"}, "/requested_at"),
+        ({"requested_at": "0001-01-01T00:00:00+12:00"}, "/requested_at"),
+        ({"requested_at": "1999-12-31T00:00:00Z"}, "/requested_at"),
+        ({"requested_at": 0}, "/requested_at"),
         ({"metadata": {"k": 1}}, "/metadata/k"),
         ({"metadata": {str(n): "v" for n in range(17)}}, "/metadata"),
         ({"metadata": {"k": "a\x00b"}}, "/metadata/k"),
         ({"subject_request_id": "a\x00b"}, "/subject_request_id"),
         ({"forget_set": "a\x00b"}, "/forget_set"),
         ({"\ud800": 1}, ""),
+        ({"subject_request_id": "\ud800"}, "/subject_request_id"),
+        ({"metadata": {"\ud800": "v"}}, "/metadata"),
         ({"policy": {"\ud800": 1}}, "/policy/"),
         ({"forget_set": {"records": [record("\ud800")]}}, "/forget_set/records/0"),
     ],
@@ -325,3 +332,54 @@ async def test_methods_and_policies_are_listed(client: httpx.AsyncClient) -> Non
     assert method["defaults"]["gamma"] == "auto"
     assert set(method["defaults"]) == set(method["json_schema"]["properties"])
     assert (await client.get("/policies")).json()["data"] == [DEFAULT_POLICY.model_dump()]
+
+
+@pytest.mark.parametrize("field", ["policy", "forget_set"])
+async def test_a_request_that_is_nested_too_deeply_is_refused(client: httpx.AsyncClient, field: str) -> None:
+    deep: Any = {}
+    for _ in range(300):
+        deep = {"a": deep}
+    response = await post_job(client, **{field: deep if field == "policy" else {"records": [deep]}})
+    assert response.status_code == 422
+
+
+async def test_an_idempotency_key_with_a_nul_is_refused(client: httpx.AsyncClient) -> None:
+    response = await client.post("/unlearn-jobs", json={}, headers=[(b"Idempotency-Key", b"a\x00b")])
+    assert response.status_code == 422
+
+
+async def test_a_body_s_limit_does_not_depend_on_what_the_client_calls_it(
+    app: FastAPI, client: httpx.AsyncClient
+) -> None:
+    for kind in ("text/plain", "application/x+json", ""):
+        headers = {"Content-Type": kind, "Content-Length": str(33 * 2**20)}
+        response = await client.post("/unlearn-jobs", content=b"{}", headers=headers)
+        assert response.status_code == 413, kind
+
+
+async def test_a_default_retain_set_is_kept_while_an_adapter_has_it(client: httpx.AsyncClient) -> None:
+    retain = await upload(client, "retain", record("Bob"))
+    await post_adapter(client, name="with-default", retain_set=retain)
+    response = await client.delete(f"/datasets/{retain}")
+    assert response.status_code == 409
+    assert "with-default" in response.json()["detail"]
+
+
+async def test_a_retried_job_shows_nothing_of_its_earlier_attempt(client: httpx.AsyncClient, engine: Engine) -> None:
+    job = await new_job(client)
+    with Session(engine) as session, session.begin():
+        run = session.get_one(Run, job["run_id"])
+        run.status, run.attempt, run.step, run.total_steps, run.percent, run.source_version = (
+            "failed",
+            1,
+            80,
+            80,
+            98.0,
+            1,
+        )
+        session.add(EvaluationRow(id="ev", tenant_id="ten_ours", run_id=run.id, attempt=1, document={}))
+        session.execute(transitions.follow(run.id, "failed", error={"code": "x", "message": "y"})).all()
+    again = (await client.post(f"/unlearn-jobs/{job['id']}/retry")).json()
+    assert (again["progress"]["step"], again["progress"]["percent"], again["source_version"]) == (0, 0.0, None)
+    assert again["error"] is None
+    assert (await client.get(f"/unlearn-jobs/{job['id']}/evaluation")).status_code == 409

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from app.jobs.tables import Run
 from app.settings import Settings, get_settings
@@ -101,3 +102,27 @@ def test_a_message_that_comes_twice_runs_once() -> None:
 
 def test_an_unknown_run_is_ignored() -> None:
     execute("run_none", "w", get_settings(), lambda _lease, _settings: pytest.fail("must not be called"))
+
+
+def test_a_database_that_is_away_leaves_the_run_to_its_lease(capsys: pytest.CaptureFixture[str]) -> None:
+    def blip(_lease: Lease, _settings: Settings) -> None:
+        raise OperationalError("UPDATE runs SET x = 'Jane Doe'", {}, Exception("server closed the connection"))
+
+    status, run_status, history = run(blip)
+    assert (status, run_status, history) == ("running", "running", ["started, attempt 1"])
+    assert "Jane" not in capsys.readouterr().out
+
+
+def test_an_end_that_cannot_be_written_is_not_printed_by_anybody_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def crash(_lease: Lease, _settings: Settings) -> None:
+        raise ValueError("Jane Doe lives in Quell")
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("while ending: Jane Doe")
+
+    monkeypatch.setattr(Lease, "end", refuse)
+    status, _, _ = run(crash)
+    assert status == "running"
+    assert "Jane" not in capsys.readouterr().out

@@ -196,3 +196,14 @@ def test_a_run_that_is_handed_back_can_be_claimed_again() -> None:
     assert held is not None
     assert held.attempt == 2
     assert run_of(job).lost_workers == 0
+
+
+def test_a_run_that_is_handed_back_after_cancelling_was_asked_for_is_cancelled() -> None:
+    adapter = add_adapter()
+    job, waiting = add_job(adapter), add_job(adapter)
+    lease = hold(job.run_id)
+    change(Run, job.run_id, cancel_requested_at=job.requested_at)
+    lease.hand_back()
+    assert (run_of(job).status, job_of(job).status) == ("cancelled", "cancelled")
+    with new_session() as session:
+        assert session.scalars(select(OutboxMessage.argument)).all() == [waiting.run_id]

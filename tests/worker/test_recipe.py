@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import tarfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load as load_safetensors
-from sqlalchemy import select
+from sqlalchemy import select, update
+from sqlalchemy.exc import OperationalError
 
 from app.adapters import peft_config, weights
 from app.adapters.service import WEIGHTS_NAME
@@ -29,6 +32,7 @@ from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny
 from tests.worker.rows import add_adapter, add_job, change, job_of, messages, run_of
 from worker.database import new_session, storage
 from worker.execution import execute
+from worker.lease import Lease
 from worker.packaging import ARCHIVE_FILES
 from worker.recipe import carry_out
 from worker.registering import register
@@ -285,3 +289,53 @@ def test_a_base_model_that_is_gone_fails_the_job_without_naming_its_folder(llama
     assert job.error is not None
     assert job.error["code"] == "model_unusable"
     assert "nowhere" not in job.error["message"]
+
+
+def test_a_release_whose_answer_was_lost_keeps_its_bytes(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = add_tiny_adapter(llama)
+    end = Lease.end
+
+    def end_and_lose_the_answer(*args: Any, **kwargs: Any) -> None:
+        end(*args, **kwargs)
+        raise OperationalError("COMMIT", {}, Exception("connection lost"))
+
+    monkeypatch.setattr(Lease, "end", end_and_lose_the_answer)
+    assert run_job(adapter).status == "succeeded"
+    assert set(archive_of(versions(adapter)[1])) == set(ARCHIVE_FILES)
+
+
+def test_a_job_that_is_accepted_while_the_run_ends_keeps_its_forget_set(llama: Tiny) -> None:
+    adapter = add_tiny_adapter(llama)
+    job = add_job(adapter, FORGET_RECORDS, RETAIN_RECORDS, method=METHOD, policy=OPEN)
+    later = add_job(add_adapter("other"))
+    runner = threading.Thread(target=lambda: execute(job.run_id, "w", get_settings(), carry_out))
+    with new_session() as session, session.begin():
+        # As the web side does: the dataset is locked, then a job that needs it is stored.
+        session.execute(select(Dataset).where(Dataset.id == job.forget_set_id).with_for_update())
+        runner.start()
+        wait_until(lambda: run_of(job).phase == "registering")
+        session.execute(update(UnlearnJob).where(UnlearnJob.id == later.id).values(forget_set_id=job.forget_set_id))
+    runner.join()
+    assert job_of(job).status == "succeeded"
+    with new_session() as session:
+        assert session.get_one(Dataset, job.forget_set_id).wrapped_key is not None
+
+
+def test_evaluating_can_be_stopped(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = add_job(add_tiny_adapter(llama), FORGET_RECORDS, RETAIN_RECORDS, method=METHOD, policy=OPEN)
+
+    def judged(*_args: Any) -> None:
+        pytest.fail("the evaluation went on to its end")
+
+    monkeypatch.setattr("worker.recipe.judge", judged)
+    execute(job.run_id, "w", get_settings(), carry_out, lambda: run_of(job).phase == "evaluating")
+    assert (job_of(job).status, run_of(job).status) == ("queued", "queued")
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait until something is so; a test that waits for ever is ended here."""
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("did not happen")
