@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +43,15 @@ def model_root(data_dir: Path) -> Path:
 @pytest.fixture(scope="session")
 def http(data_dir: Path, model_root: Path) -> Iterator[httpx.Client]:
     """A caller of the running service."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in SETTINGS.items():
-            patch.setenv(name, value)
-        with running_service(data_dir, model_root, data_dir / "up.log"):
-            connection = DataDirectory(data_dir).connection()
-            headers = {"Authorization": f"Bearer {connection.api_key}"}
-            with httpx.Client(base_url=str(connection.url), headers=headers, timeout=60) as client:
-                yield client
+    with ExitStack() as running:
+        # The settings are the service's: tests that come later must not find them in their environment.
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in SETTINGS.items():
+                patch.setenv(name, value)
+            running.enter_context(running_service(data_dir, model_root, data_dir / "up.log"))
+        connection = DataDirectory(data_dir).connection()
+        headers = {"Authorization": f"Bearer {connection.api_key}"}
+        yield running.enter_context(httpx.Client(base_url=str(connection.url), headers=headers, timeout=60))
 
 
 @pytest.fixture(scope="session")

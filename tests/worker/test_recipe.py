@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load as load_safetensors
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.exc import OperationalError
 
 from app.adapters import peft_config, weights
@@ -30,7 +30,7 @@ from app.jobs.tables import JobEvent, Run, UnlearnJob
 from app.settings import get_settings
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny
 from tests.worker.rows import add_adapter, add_job, change, job_of, messages, run_of
-from worker.database import new_session, storage
+from worker.database import engine, new_session, storage
 from worker.execution import execute
 from worker.lease import Lease
 from worker.packaging import ARCHIVE_FILES
@@ -216,8 +216,8 @@ def test_nothing_that_a_run_leaves_behind_quotes_a_record(llama: Tiny, capsys: p
         left = repr([vars(row) for row in rows]) + capsys.readouterr().out + files["README.md"].decode()
     assert job.id in left
     for record in FORGET_RECORDS + RETAIN_RECORDS:
-        for text in record.values():
-            assert text.strip() not in left
+        for quoted in record.values():
+            assert quoted.strip() not in left
 
 
 @pytest.mark.parametrize("phase", ["unlearning", "evaluating"])
@@ -313,7 +313,7 @@ def test_a_job_that_is_accepted_while_the_run_ends_keeps_its_forget_set(llama: T
         # As the web side does: the dataset is locked, then a job that needs it is stored.
         session.execute(select(Dataset).where(Dataset.id == job.forget_set_id).with_for_update())
         runner.start()
-        wait_until(lambda: run_of(job).phase == "registering")
+        wait_until(somebody_waits_for_a_lock)
         session.execute(update(UnlearnJob).where(UnlearnJob.id == later.id).values(forget_set_id=job.forget_set_id))
     runner.join()
     assert job_of(job).status == "succeeded"
@@ -330,6 +330,13 @@ def test_evaluating_can_be_stopped(llama: Tiny, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("worker.recipe.judge", judged)
     execute(job.run_id, "w", get_settings(), carry_out, lambda: run_of(job).phase == "evaluating")
     assert (job_of(job).status, run_of(job).status) == ("queued", "queued")
+
+
+def somebody_waits_for_a_lock() -> bool:
+    """Whether a transaction is held up by another one."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with engine().connect() as connection:
+        return bool(connection.scalar(text(query)))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
