@@ -24,7 +24,7 @@ FINAL = {"succeeded", "gate_failed", "failed", "cancelled"}
 Jobs = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def data_dir() -> Iterator[Path]:
     """The service's data directory."""
     path = Path(tempfile.mkdtemp(prefix="lethe-"))
@@ -32,7 +32,7 @@ def data_dir() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def model_root(data_dir: Path) -> Path:
     """The folder from which base models may be registered; the demo's lies in it."""
     root = data_dir / "models"
@@ -40,7 +40,7 @@ def model_root(data_dir: Path) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def http(data_dir: Path, model_root: Path) -> Iterator[httpx.Client]:
     """A caller of the running service."""
     with ExitStack() as running:
@@ -54,7 +54,7 @@ def http(data_dir: Path, model_root: Path) -> Iterator[httpx.Client]:
         yield running.enter_context(httpx.Client(base_url=str(connection.url), headers=headers, timeout=60))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def demo_base(http: httpx.Client) -> str:
     """The demo's base model, registered."""
     ok(http.post("/base-models", json={"name": "lethe-demo-base", "source": "demo"}), 201)
