@@ -42,6 +42,15 @@ class Storage(Protocol):
         ...
 
 
+def _sync_folder(folder: Path) -> None:
+    """Make a rename outlive a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class LocalStorage:
     """Blobs as files below one folder, written aside and moved into place."""
 
@@ -52,7 +61,11 @@ class LocalStorage:
     def create(self, key: str) -> Iterator[BinaryIO]:
         """Write a blob; it appears under its key only when the block ends without an exception."""
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # One by one: with `parents=True` only the last folder gets the mode.
+        for folder in reversed([path.parent, *path.parent.parents]):
+            if folder.is_relative_to(self._root):
+                folder.mkdir(exist_ok=True, mode=0o700)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -60,6 +73,7 @@ class LocalStorage:
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).replace(path)
+            _sync_folder(path.parent)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise

@@ -25,6 +25,13 @@ def test_a_blob_comes_back(storage: LocalStorage, tmp_path: Path) -> None:
     assert storage.local_path("a/b.bin").read_bytes() == b"x"
 
 
+def test_nobody_else_may_look_into_the_folders(storage: LocalStorage, tmp_path: Path) -> None:
+    with storage.create("a/b/c") as sink:
+        sink.write(b"x")
+    for folder in ("", "a", "a/b"):
+        assert (tmp_path / "storage" / folder).stat().st_mode & 0o077 == 0
+
+
 def test_a_write_that_fails_leaves_nothing_and_keeps_what_was_there(storage: LocalStorage, tmp_path: Path) -> None:
     with storage.create("a/b") as sink:
         sink.write(b"old")
