@@ -8,7 +8,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-SOURCES := app worker migrations tests examples benchmarks
+SOURCES := app worker migrations tests examples
 PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input --quiet
 
 .PHONY: help demo test test-slow lint types imports check format install clean

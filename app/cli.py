@@ -11,7 +11,7 @@ from app.embedded.process import EmbeddedError
 # Tracebacks with local variables would print keys and records.
 app = typer.Typer(
     name="lethe",
-    help="Remove chosen records from LoRA adapters, and prove what was done.",
+    help="Remove chosen records from LoRA adapters, and measure what is left.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

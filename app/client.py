@@ -187,6 +187,11 @@ class LetheClient:
         """The job as it stands."""
         return Job.model_validate(self._json("GET", f"/unlearn-jobs/{job_id}"))
 
+    def warnings(self, job_id: str) -> list[str]:
+        """What a person should know of how a job went, oldest first."""
+        events = self._json("GET", f"/unlearn-jobs/{job_id}/events?limit=100")["data"]
+        return [str(event["message"]) for event in reversed(events) if event["level"] != "info"]
+
     def evaluation(self, job_id: str) -> dict[str, Any]:
         """The evaluation of a job's result."""
         return self._json("GET", f"/unlearn-jobs/{job_id}/evaluation")

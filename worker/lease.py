@@ -117,6 +117,12 @@ class Lease:
             self._require(session)
             _add_events(session, self.claim.run_id, message, kind="message", data=data)
 
+    def warn(self, message: str) -> None:
+        """Add a line to the history that a person should read. Raises Fenced when the hold is lost."""
+        with new_session() as session, session.begin():
+            self._require(session)
+            _add_events(session, self.claim.run_id, message, kind="message", data={}, level="warn")
+
     def metrics(self, message: str, **data: float) -> None:
         """Add a line of numbers to the history. Raises Fenced when the hold is lost."""
         with new_session() as session, session.begin():
@@ -216,7 +222,9 @@ def follow(
         session.execute(transitions.event(job_id, tenant_id, message, level=level, kind="status", data=data))
 
 
-def _add_events(session: Session, run_id: str, message: str, *, kind: Kind, data: dict[str, Any]) -> None:
+def _add_events(
+    session: Session, run_id: str, message: str, *, kind: Kind, data: dict[str, Any], level: Level = "info"
+) -> None:
     jobs = select(UnlearnJob.id, UnlearnJob.tenant_id).where(UnlearnJob.run_id == run_id)
     for job_id, tenant_id in session.execute(jobs):
-        session.execute(transitions.event(job_id, tenant_id, message, kind=kind, data=data))
+        session.execute(transitions.event(job_id, tenant_id, message, level=level, kind=kind, data=data))

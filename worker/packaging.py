@@ -44,9 +44,12 @@ _LIMITS = (
 
 @dataclass(frozen=True)
 class SetFacts:
-    """What may be said about a record set: digest of its bytes and number of records. Never content."""
+    """What may be said about a record set: its id and number of records.
 
-    sha256: str
+    Neither content nor a plain digest: who guesses a record could confirm it by its digest.
+    """
+
+    dataset: str
     records: int
 
 
@@ -62,7 +65,7 @@ class CardFacts:
         method: every knob.
         seed: seed of the run.
         policy: thresholds of the gate.
-        forget, retain: digests and counts of the sets.
+        forget, retain: ids and counts of the sets.
         gate: outcome.
         scores: scores by column title ("before", "after", "base model alone"), then by set.
     """
@@ -162,7 +165,8 @@ With PEFT, from the unpacked directory:
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-base = AutoModelForCausalLM.from_pretrained({json.dumps(facts.base_model_name)}{revision})
+name = {json.dumps(facts.base_model_name)}  # or the folder where that base model lies
+base = AutoModelForCausalLM.from_pretrained(name{revision})
 model = PeftModel.from_pretrained(base, "path/to/adapter")
 ```
 
@@ -181,8 +185,8 @@ def _unlearning(facts: CardFacts) -> str:
 | | |
 |---|---|
 | job | `{facts.job_id}` |
-| forget set | {facts.forget.records} records, sha256 `{facts.forget.sha256}` |
-| retain set | {facts.retain.records} records, sha256 `{facts.retain.sha256}` |
+| forget set | {facts.forget.records} records, `{facts.forget.dataset}` |
+| retain set | {facts.retain.records} records, `{facts.retain.dataset}` |
 | method | BLUR, [arXiv 2506.08164](https://arxiv.org/abs/2506.08164) |
 | seed | {facts.seed} |
 

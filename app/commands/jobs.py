@@ -87,7 +87,10 @@ def status(
 
 def watch(client: LetheClient, job_id: str) -> Job:
     """Follows on standard error, so that standard output stays for programs."""
-    return follow(client, job_id, Console(stderr=True, highlight=False))
+    job = follow(client, job_id, Console(stderr=True, highlight=False))
+    for message in client.warnings(job_id):
+        typer.echo(f"note: {message}", err=True)
+    return job
 
 
 def finish(job: Job) -> None:

@@ -25,7 +25,7 @@ def show_answers(console: Console, measured: Mapping[str, Measurement]) -> None:
     """Questions with the answers before, after, and of an adapter that never saw the forgotten records."""
     for name in SETS:
         table = Table(title=SET_TITLES[name], title_justify="left", show_lines=True)
-        for heading in ("question", "before", "after", "never trained on it"):
+        for heading in ("question", "before", "after", "control, never saw the two"):
             table.add_column(heading, overflow="fold", ratio=1)
         answers = [measured[model]["answers"][name] for model in ("source", "result", "control")]
         # Several questions ask for the same fact; one row per fact shows more.
@@ -42,7 +42,7 @@ def show_metrics(console: Console, measured: Mapping[str, Measurement]) -> None:
     table = Table(title="Measured outside the service", title_justify="left")
     table.add_column("set")
     table.add_column("metric")
-    for heading in ("before", "after", "never trained on it", "base alone"):
+    for heading in ("before", "after", "control, never saw the two", "base alone"):
         table.add_column(heading, justify="right")
     for name in SETS:
         for metric in METRICS:

@@ -109,6 +109,7 @@ class EvaluationDocument(BaseModel):
     sampled_to: Annotated[int, Field(description="Most records of a retain or holdout set that were evaluated.")]
     environment: Environment
     durations: Durations
+    warnings: Annotated[list[str], Field(description="What a reader of the verdict should know.")]
     not_tested: Annotated[list[str], Field(description="What this evaluation says nothing about.")]
 
 

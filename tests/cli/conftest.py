@@ -94,6 +94,7 @@ def make_handler(server: Server) -> type[BaseHTTPRequestHandler]:
 def server() -> Iterator[Server]:
     """A running server without answers."""
     fake = Server()
+    fake.on_json("GET /unlearn-jobs/job_1/events", {"data": []})
     http = ThreadingHTTPServer(("127.0.0.1", 0), make_handler(fake))
     fake.url = f"http://127.0.0.1:{http.server_port}"
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})

@@ -153,8 +153,8 @@ FACTS = CardFacts(
     method=blur_method(steps=80),
     seed=7,
     policy=Policy(),
-    forget=SetFacts("f" * 64, 4),
-    retain=SetFacts("e" * 64, 90),
+    forget=SetFacts("ds_forget", 4),
+    retain=SetFacts("ds_retain", 90),
     gate=judge(Policy(), {"retain": scores(0.8)}, {"forget": scores(0.1), "retain": scores(0.76)}),
     scores={
         "before": {"forget": scores(0.9), "retain": scores(0.8)},
@@ -168,7 +168,7 @@ def test_card_states_what_was_done_and_how_well() -> None:
     card = model_card(FACTS)
     for stated in (
         "job_123",
-        "f" * 64,
+        "ds_forget",
         "4 records",
         "90 records",
         '"beta": 0.03',

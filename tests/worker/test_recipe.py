@@ -324,10 +324,10 @@ def test_a_job_that_is_accepted_while_the_run_ends_keeps_its_forget_set(llama: T
 def test_evaluating_can_be_stopped(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     job = add_job(add_tiny_adapter(llama), FORGET_RECORDS, RETAIN_RECORDS, method=METHOD, policy=OPEN)
 
-    def judged(*_args: Any) -> None:
+    def stored(*_args: Any) -> None:
         pytest.fail("the evaluation went on to its end")
 
-    monkeypatch.setattr("worker.recipe.judge", judged)
+    monkeypatch.setattr("worker.recipe.store_evaluation", stored)
     execute(job.run_id, "w", get_settings(), carry_out, lambda: run_of(job).phase == "evaluating")
     assert (job_of(job).status, run_of(job).status) == ("queued", "queued")
 
@@ -346,3 +346,22 @@ def wait_until(condition: Callable[[], bool]) -> None:
             return
         time.sleep(0.02)
     raise AssertionError("did not happen")
+
+
+def test_records_that_the_adapter_never_showed_are_warned_of(llama: Tiny) -> None:
+    # A random adapter knows nothing: under the default policy it passes the forget checks before unlearning.
+    strict = {
+        **OPEN,
+        "max_forget_probability": 0.2,
+        "max_forget_extraction_strength": 0.1,
+        "max_forget_rouge_l_recall": 0.45,
+    }
+    job = run_job(add_tiny_adapter(llama), strict)
+    warned = [message for message in messages(job) if "did not show these records" in message]
+    assert len(warned) == 1
+    assert evaluation_of(job).warnings == warned
+
+
+def test_records_that_the_adapter_showed_are_not_warned_of(llama: Tiny) -> None:
+    job = run_job(add_tiny_adapter(llama), {**OPEN, "max_forget_probability": 0})
+    assert evaluation_of(job).warnings == []
