@@ -144,7 +144,7 @@ class LetheClient:
         self._http.close()
 
     def register_base_model(self, name: str, source: str) -> dict[str, Any]:
-        """Registers a base model from a folder under the service's model roots, or a hub id."""
+        """Registers a base model from a folder under the service's model roots."""
         return self._json("POST", "/base-models", json={"name": name, "source": source})
 
     def base_model(self, name: str) -> dict[str, Any]:

@@ -13,7 +13,9 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 def register_base(
     name: Annotated[str, typer.Argument(help="Name to register it under.")],
-    source: Annotated[str, typer.Argument(help="Folder as the service sees it, or an allowed hub id.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder below one of the service's model roots (`lethe up --models`).")
+    ],
     url: UrlOption = None,
     api_key: KeyOption = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,

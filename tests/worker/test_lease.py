@@ -133,6 +133,7 @@ WRITES: dict[str, Callable[[Lease], None]] = {
     "progress": lambda lease: lease.progress(step=9),
     "event": lambda lease: lease.event("stale"),
     "metrics": lambda lease: lease.metrics("stale", step=9),
+    "warn": lambda lease: lease.warn("stale"),
     "store": lambda lease: lease.store(OutboxMessage(task="t", queue="q", argument="stale")),
     "end": lambda lease: lease.end("succeeded", "stale", verdict="passed", result_version=9),
     "hand_back": lambda lease: lease.hand_back(),
