@@ -8,13 +8,13 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-SOURCES := app worker migrations tests examples
+SOURCES := app worker migrations tests examples benchmarks
 PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input --quiet
 
-.PHONY: help demo test test-slow lint types imports check format install clean
+.PHONY: help demo test test-slow bench-engine bench-quality lint types imports check format install clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Create .venv with everything in it
 
@@ -38,6 +38,12 @@ test: $(STAMP) ## Run the tests
 
 test-slow: $(STAMP) ## Run the long tests
 	@$(PYTHON) -m pytest -m slow
+
+bench-engine: $(STAMP) ## Speed and memory of a step against a weighted sum; ARGS="--json FILE"
+	@$(PYTHON) -m benchmarks.engine $(ARGS)
+
+bench-quality: $(STAMP) ## What every loss and combiner keeps and forgets; ARGS="--json FILE"
+	@$(PYTHON) -m benchmarks.quality $(ARGS)
 
 lint: $(STAMP) ## Check style and format
 	@$(PYTHON) -m ruff check $(SOURCES)

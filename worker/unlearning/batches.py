@@ -48,17 +48,20 @@ class Batch:
 
     Attributes:
         input_ids: (batch, tokens) int64.
-        attention_mask: (batch, tokens) int64, 1 where there is a token.
         positions: (labels,) int64, flat index into (batch * tokens) of the position that predicts each label.
         labels: (labels,) int64, row by row.
         rows: (labels,) int64, the row that each label belongs to.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
     positions: Tensor
     labels: Tensor
     rows: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Sequences, and tokens of each with its padding."""
+        return self.input_ids.shape[0], self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> Batch:
         """A copy on the device."""
@@ -69,22 +72,25 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
     """Pad examples on the right to the longest of them. At least one example."""
     width = max(len(example.input_ids) for example in examples)
     ids = torch.full((len(examples), width), pad_token_id, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
     positions: list[int] = []
     labels: list[int] = []
     rows: list[int] = []
     for row, example in enumerate(examples):
         length, first = len(example.input_ids), example.prompt_length
         ids[row, :length] = torch.tensor(example.input_ids)
-        mask[row, :length] = 1
         # The label at position t is predicted at position t - 1.
         positions.extend(range(row * width + first - 1, row * width + length - 1))
         labels.extend(example.labels)
         rows.extend([row] * len(example.labels))
-    return Batch(ids, mask, *(torch.tensor(column, dtype=torch.int64) for column in (positions, labels, rows)))
+    return Batch(ids, *(torch.tensor(column, dtype=torch.int64) for column in (positions, labels, rows)))
 
 
 def by_length(examples: Sequence[Example], size: int) -> list[list[int]]:
     """Cut into batches of at most ``size`` indices, longest sequences first, so that padding stays small."""
-    order = sorted(range(len(examples)), key=lambda index: -len(examples[index].input_ids))
+    return longest_first([len(example.input_ids) for example in examples], size)
+
+
+def longest_first(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Indices in the order of falling lengths, cut into parts of at most ``size``."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     return [order[start : start + size] for start in range(0, len(order), size)]

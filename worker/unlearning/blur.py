@@ -4,14 +4,23 @@ Bi-level problem: minimise the retain loss among the minimisers of the forget lo
 priority: the upper gradient is stripped of its component along the lower one, then gamma times the whole
 lower gradient is added,
 
-    u = gamma g_f + (g_r - (<g_r, g_f> / ||g_f||^2) g_f)
+    u = gamma g_f + (g_r - (<g_r, g_f> / <g_f, g_f>) g_f)
 
-so that <u, g_f> = gamma ||g_f||^2 whatever g_r is: to first order, the forget loss falls at a rate that
+so that <u, g_f> = gamma <g_f, g_f> whatever g_r is: to first order, the forget loss falls at a rate that
 retaining cannot change. Everything is decided on the device of the gradients; nothing here waits for it.
+
+Relative gamma: per-token and per-sequence losses differ by orders of magnitude in ||g_f||, and one gamma cannot
+serve both. So gamma is multiplied by ||g_r_perp|| / ||g_f||, with g_r_perp the stripped gradient: the part of u that
+forgets is gamma times as long as the part that retains, whatever the loss and its scale.
+
+The inner product is the plain one, or the one of AdamW: <a, b>_D = sum_i a_i D_i b_i, with D the factor by which its
+step multiplies each coordinate. Under it <D u, g_f> = gamma <g_f, g_f>_D >= 0: the step that is taken, without
+momentum, never raises the forget loss to first order, which the plain product guarantees for plain descent only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,46 +33,67 @@ ZERO_RATIO = 1e-12
 
 
 @dataclass(frozen=True)
-class Combination:
-    """The scalars of one update, all 0-dim float32 tensors on the device of the gradients.
+class Products:
+    """Inner products of the lower and the upper gradient: float32 tensors, one entry per projected segment.
 
     Attributes:
-        lower_squared: ||g_f||^2.
+        lower_squared: <g_f, g_f>.
         product: <g_f, g_r>.
-        upper_squared: ||g_r||^2.
-        xi: weight of g_f in u = g_r + xi g_f.
-        norm: ||u|| before clipping.
-        clip: factor in (0, 1] by which u was multiplied.
+        upper_squared: <g_r, g_r>.
     """
 
     lower_squared: Tensor
     product: Tensor
     upper_squared: Tensor
-    xi: Tensor
-    norm: Tensor
-    clip: Tensor
+
+    @property
+    def vanished(self) -> Tensor:
+        """Where nothing is left to forget; also where both gradients are zero."""
+        return self.lower_squared <= ZERO_RATIO * self.upper_squared
+
+    @property
+    def rejected_squared(self) -> Tensor:
+        """||g_r_perp||^2 = <g_r, g_r> - <g_f, g_r>^2 / <g_f, g_f>, without a pass over the vectors."""
+        rest = self.upper_squared - self.product**2 / self.lower_squared
+        return torch.where(self.vanished, self.upper_squared, rest).clamp_min(0.0)
 
 
-def combine_(lower: Tensor, upper: Tensor, *, gamma: float, max_norm: float) -> Combination:
-    """Overwrite ``upper`` with the clipped update u.
-
-    With the forget gradient as ``lower`` this is BLUR. With the roles swapped it is the paper's forget-upper
-    ablation.
+def products(lower: Tensor, upper: Tensor, segments: Sequence[slice], metric: Tensor | None = None) -> Products:
+    """The three products of every segment.
 
     Args:
-        lower: (parameters,) float32, gradient of the level with priority; left as it is.
-        upper: (parameters,) float32, gradient of the other level; becomes u.
-        gamma: rate of the lower level, at least 0.
-        max_norm: norm to which u, not its parts, is clipped.
+        lower, upper: (parameters,) float32.
+        segments: parts of the vectors to project on their own.
+        metric: (parameters,) positive factors D of the inner product, or None for the plain one.
     """
-    lower_squared, product, upper_squared = lower.dot(lower), lower.dot(upper), upper.dot(upper)
-    vanished = lower_squared <= ZERO_RATIO * upper_squared  # also true when both are 0
-    # xi = gamma - <g_r, g_f> / ||g_f||^2, or u = g_r where there is nothing left to forget: where() drops the
-    # quotient by zero.
-    xi = torch.where(vanished, 0.0, gamma - product / lower_squared)
-    # ||u||^2 = gamma^2 s_ff + s_rr - s_fr^2 / s_ff, without a pass over u.
-    projected = gamma**2 * lower_squared + upper_squared - product**2 / lower_squared
-    norm = torch.where(vanished, upper_squared, projected).clamp_min(0.0).sqrt()
-    clip = (max_norm / norm.clamp_min(torch.finfo(norm.dtype).tiny)).clamp_max(1.0)
-    upper.addcmul_(lower, xi).mul_(clip)
-    return Combination(lower_squared, product, upper_squared, xi, norm, clip)
+    weighted_lower = lower if metric is None else lower * metric
+    weighted_upper = upper if metric is None else upper * metric
+    return Products(
+        torch.stack([lower[part].dot(weighted_lower[part]) for part in segments]),
+        torch.stack([lower[part].dot(weighted_upper[part]) for part in segments]),
+        torch.stack([upper[part].dot(weighted_upper[part]) for part in segments]),
+    )
+
+
+def strength(found: Products, gamma: float, *, relative: bool) -> Tensor:
+    """Gamma of each segment as it multiplies the lower gradient: (segments,)."""
+    if not relative:
+        return torch.full_like(found.lower_squared, gamma)
+    ratio = (found.rejected_squared / found.lower_squared).sqrt()
+    return torch.where(found.vanished, 0.0, gamma * ratio)
+
+
+def lower_weight(found: Products, gamma: float, *, relative: bool) -> Tensor:
+    """xi of each segment, the weight of g_f in u = g_r + xi g_f: (segments,).
+
+    xi = gamma - <g_r, g_f> / <g_f, g_f>, and 0 where the lower gradient has vanished: where() drops the quotient
+    by zero.
+    """
+    xi = strength(found, gamma, relative=relative) - found.product / found.lower_squared
+    return torch.where(found.vanished, 0.0, xi)
+
+
+def add_lower_(upper: Tensor, lower: Tensor, weights: Tensor, segments: Sequence[slice]) -> None:
+    """upper += weight * lower, segment by segment."""
+    for part, weight in zip(segments, weights, strict=True):
+        upper[part].addcmul_(lower[part], weight)

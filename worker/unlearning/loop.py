@@ -1,25 +1,36 @@
-"""The training loop of BLUR on LoRA factors: two gradients, one projection, one AdamW step.
+"""A run: steps, probes, checkpoints, and the decision when to stop.
 
-Dropout stays off although the factors are trained. The forget loss compares each sequence with its
-log-probability under the source adapter, which is computed once and cached. That number is exact only if the
-same forward pass, without random masks, would give it again.
+Dropout stays off although the factors are trained. Some forget losses compare each sequence with its
+log-probability under the source adapter, which is computed once and cached. That number is exact only if the same
+forward pass, without random masks, would give it again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
-from app.methods import BlurMethod
-from worker.unlearning.batches import FORGET_STREAM, RETAIN_STREAM, batch_indices, by_length, collate
-from worker.unlearning.blur import Combination, combine_
+from app.methods import Method, StopAtTargets, Targets
+from worker.unlearning.batches import FORGET_STREAM, RETAIN_STREAM, batch_indices
+from worker.unlearning.checkpoint import Checkpoint, CheckpointError
 from worker.unlearning.encoding import Example
-from worker.unlearning.losses import npo, sum_by_row, token_nll
-from worker.unlearning.models import label_logits
+from worker.unlearning.factors import FactorError
+from worker.unlearning.models import ModelError, pad_id
+from worker.unlearning.probe import Probe, Shown, look, sample
+from worker.unlearning.step import SCALARS, Stepper
+from worker.unlearning.stopping import EXPLANATIONS, Reason, StopRule
+
+# Reading the numbers of a step makes the host wait for the device, which then idles while the next step is
+# prepared. A CPU has nothing to wait for.
+REPORT_EVERY = {"cpu": 1}
+REPORT_EVERY_ELSEWHERE = 10
+NO_TARGETS = Targets(max_forget_probability=0, max_forget_extraction_strength=0, min_retain_probability_ratio=1)
 
 
 class UnlearningError(RuntimeError):
@@ -32,13 +43,16 @@ class StepReport:
 
     Attributes:
         step: 1-based number of the step.
-        total_steps: steps of the whole run.
-        forget_loss: NPO, mean over the step's forget sequences.
-        retain_loss: NLL in nats, mean over the step's retain label tokens.
+        total_steps: most steps of the run.
+        forget_loss: mean as the loss defines it, over sequences or tokens of the step.
+        retain_loss: the same; nats per label token for "nll".
         forget_norm, retain_norm: norms of the two gradients.
-        cosine: cosine of the angle between them, 0 where one vanishes. Negative: the levels are in conflict.
+        cosine: of the angle between them, 0 where one vanishes. Negative: the levels are in conflict.
+        forget_weight: weight of the forget gradient in the update (xi).
         update_norm: norm of the combined update before clipping.
         clipped: whether it was clipped.
+        descent_cosine: of the angle between the move that AdamW made, without decay, and the descent of the forget
+            loss. Negative: this step raised the forget loss to first order.
         learning_rate: AdamW's, in this step.
     """
 
@@ -49,42 +63,93 @@ class StepReport:
     forget_norm: float
     retain_norm: float
     cosine: float
+    forget_weight: float
     update_norm: float
     clipped: bool
+    descent_cosine: float
     learning_rate: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        steps: optimizer steps taken.
+        kept_step: the step whose factors are in the model now.
+        reason: why it stopped.
+        explanation: the reason in words.
+        probes: every probe, the source's first; none under the stop rule "steps".
+        micro_batch_size, passes: what it came down to.
+    """
+
+    steps: int
+    kept_step: int
+    reason: Reason
+    explanation: str
+    probes: tuple[Probe, ...]
+    micro_batch_size: int
+    passes: int
+
+
+class Watcher:
+    """What may look on. Every method may raise, to stop the run. This one does nothing."""
+
+    def on_step(self, step: int, total: int) -> None:
+        """A step was begun on the device; its numbers may not be known yet."""
+
+    def on_report(self, report: StepReport) -> None:
+        """The numbers of a step: of every one, in order, some steps late on a GPU."""
+
+    def on_probe(self, probe: Probe) -> None:
+        """A probe was taken."""
+
+    def wants_checkpoint(self) -> bool:
+        """Asked between steps whether it is time."""
+        return False
+
+    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint that was wanted. All its numbers are finite."""
 
 
 def unlearn(
     model: nn.Module,
-    pad_token_id: int,
+    tokenizer: PreTrainedTokenizerBase,
     forget: Sequence[Example],
     retain: Sequence[Example],
-    method: BlurMethod,
+    method: Method,
     *,
     seed: int,
-    on_step: Callable[[StepReport], None],
-) -> None:
-    """Train the LoRA factors in place so that the forget examples become unlikely and the retain examples
-    stay.
+    targets: Targets = NO_TARGETS,
+    watcher: Watcher | None = None,
+    resume: Checkpoint | None = None,
+) -> Outcome:
+    """Train the LoRA factors in place so that the forget examples become unlikely and the retain examples stay.
 
-    The same inputs, seed and hardware give the same bytes. Examples without a label are left out.
+    The same inputs, seed and hardware give the same bytes, in one go or resumed from any checkpoint. Examples
+    without a label are left out.
 
     Args:
-        model: a model from `worker.unlearning.lora.attach_adapter`. Everything that requires a gradient is
-            trained.
-        pad_token_id: any token id; padding is masked.
+        model: a model from `worker.unlearning.lora`. Everything that requires a gradient is trained.
+        tokenizer: of the base model.
         forget: sequences to unlearn. Windows of one long record count as sequences of their own.
         retain: sequences to keep.
         method: every knob.
-        seed: order of the examples, not negative.
-        on_step: called after every optimizer step. It may raise, to stop the run.
+        seed: order of the examples and whatever else is drawn, not negative.
+        targets: where to stop, under the stop rule "targets".
+        watcher: told what happens; asked for checkpoints.
+        resume: where to go on. The model must hold the source adapter all the same.
 
     Raises:
-        UnlearningError: nothing to train or to train on, or a loss or gradient that is not finite.
+        UnlearningError: nothing to train or to train on, a model that the method cannot be used on, or a loss or
+            gradient that is not finite or vanished. Checkpoints from before are good.
+        worker.unlearning.checkpoint.CheckpointError: ``resume`` is of another run.
     """
-    trainer = Trainer(model, pad_token_id, _labelled(forget, "forget"), _labelled(retain, "retain"), method, seed)
-    for step in range(method.steps):
-        on_step(trainer.step(step))
+    try:
+        run = _Run(model, tokenizer, _labelled(forget, "forget"), _labelled(retain, "retain"), method, seed, targets)
+        return run.carry_out(watcher or Watcher(), resume)
+    except (FactorError, ModelError) as error:
+        raise UnlearningError(str(error)) from error
 
 
 def _labelled(examples: Sequence[Example], name: str) -> list[Example]:
@@ -95,173 +160,198 @@ def _labelled(examples: Sequence[Example], name: str) -> list[Example]:
     return kept
 
 
-class FlatGradient:
-    """One float32 vector that holds the gradient of all parameters; autograd adds into its slices."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._parameters = parameters
-        sizes = [parameter.numel() for parameter in parameters]
-        self.vector = torch.zeros(sum(sizes), dtype=torch.float32, device=parameters[0].device)
-        parts: tuple[Tensor, ...] = self.vector.split(sizes)  # type: ignore[no-untyped-call]
-        self._slices = [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
-
-    def attach(self) -> None:
-        """Make the slices the parameters' gradients: backward adds here, an optimizer reads from here."""
-        for parameter, part in zip(self._parameters, self._slices, strict=True):
-            parameter.grad = part
-
-    def collect(self) -> None:
-        """Start a new sum at zero."""
-        self.vector.zero_()
-        self.attach()
+def learning_rate_at(step: int, method: Method) -> float:
+    """Linear warm-up over ``warmup_steps``, then the schedule. ``step`` counts from 0."""
+    warmup = method.warmup_steps
+    if step < warmup:
+        return method.learning_rate * (step + 1) / warmup
+    left = 1.0 - (step - warmup) / max(1, method.steps - warmup)  # 1 at the peak, 0 just behind the last step
+    if method.schedule == "linear":
+        return method.learning_rate * left
+    if method.schedule == "cosine":
+        return method.learning_rate * 0.5 * (1.0 - math.cos(math.pi * left))
+    return method.learning_rate
 
 
-def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that require a gradient, in the model's order.
-
-    Raises:
-        UnlearningError: there are none, or one is not float32.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise UnlearningError("the model has no trainable parameter")
-    if any(parameter.dtype != torch.float32 for parameter in parameters):
-        raise UnlearningError("the trainable parameters are not float32")
-    return parameters
-
-
-@torch.no_grad()
-def sequence_nll(model: nn.Module, examples: Sequence[Example], pad_token_id: int, batch_size: int) -> Tensor:
-    """Summed NLL of the labels of each example, in nats: (examples,) float32 on the model's device."""
-    device = next(model.parameters()).device
-    result = torch.zeros(len(examples), device=device)
-    for chosen in by_length(examples, batch_size):
-        rows = [examples[index] for index in chosen]
-        result[torch.tensor(chosen, device=device)] = _row_nll(model, rows, pad_token_id, device)
-    return result
-
-
-def _row_nll(model: nn.Module, rows: Sequence[Example], pad_token_id: int, device: torch.device) -> Tensor:
-    """Summed NLL of each row, in nats: (rows,)."""
-    batch = collate(rows, pad_token_id).to(device)
-    return sum_by_row(token_nll(label_logits(model, batch), batch.labels), batch.rows, len(rows))
-
-
-def learning_rate_at(step: int, method: BlurMethod) -> float:
-    """Linear warm-up over ``warmup_steps``, then constant. ``step`` counts from 0."""
-    return method.learning_rate * min(1.0, (step + 1) / max(1, method.warmup_steps))
-
-
-class Trainer:
-    """State of one run: the cached reference, two gradient vectors and AdamW's moments."""
+class _Run:
+    """One run in progress."""
 
     def __init__(
         self,
         model: nn.Module,
-        pad_token_id: int,
-        forget: Sequence[Example],
-        retain: Sequence[Example],
-        method: BlurMethod,
+        tokenizer: PreTrainedTokenizerBase,
+        forget: list[Example],
+        retain: list[Example],
+        method: Method,
         seed: int,
+        targets: Targets,
     ) -> None:
-        self.model = model.eval()
-        self.pad_token_id = pad_token_id
-        self.forget, self.retain = forget, retain
-        self.method, self.seed = method, seed
-        self.parameters = trainable_parameters(model)
-        self.device = self.parameters[0].device
-        self.forget_gradient = FlatGradient(self.parameters)
-        self.retain_gradient = FlatGradient(self.parameters)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=method.learning_rate, weight_decay=method.weight_decay, fused=True
+        self._model, self._method, self._seed = model, method, seed
+        self._forget, self._retain = forget, retain
+        self._pad, self._end = pad_id(tokenizer), tokenizer.eos_token_id
+        self._stepper = Stepper(model, tokenizer, forget, retain, method, seed)
+        self._fingerprint = self._make_fingerprint(targets)
+        self._watcher = Watcher()
+        self._step = 0
+        self._best: Tensor | None = None
+        self._unread: list[Tensor] = []
+        self._stop = method.stop if isinstance(method.stop, StopAtTargets) else None
+        patience = self._stop.patience if self._stop else 1
+        # No point counts before every forget record was trained on once.
+        self._rule = StopRule(targets, patience, math.ceil(len(forget) / method.forget_batch_size))
+
+    def carry_out(self, watcher: Watcher, resume: Checkpoint | None) -> Outcome:
+        """From the first step, or the checkpoint's, to the last."""
+        self._watcher = watcher
+        with self._stepper.computing():
+            if resume is not None:
+                self._restore(resume)
+            elif self._stop:
+                self._probe(self._stop)
+            reason = self._train()
+        kept = self._step
+        if self._stop and self._best is not None and self._rule.best is not None:
+            self._stepper.factors.vector.copy_(self._best)
+            self._stepper.factors.publish()
+            kept = self._rule.best.step
+        return Outcome(
+            steps=self._step,
+            kept_step=kept,
+            reason=reason,
+            explanation=EXPLANATIONS[reason],
+            probes=tuple(self._rule.history),
+            micro_batch_size=self._stepper.micro_batch_size,
+            passes=self._stepper.passes,
         )
-        self.reference = sequence_nll(model, forget, pad_token_id, method.micro_batch_size)  # (forget,)
 
-    def step(self, step: int) -> StepReport:
-        """One optimizer step. The host waits for the device once, at the end."""
-        method = self.method
-        forget_loss = self.forget_pass(self._choose(step, len(self.forget), FORGET_STREAM))
-        retain_loss = self.retain_pass(self._choose(step, len(self.retain), RETAIN_STREAM))
-        # The gradients of the whole step enter one projection; u takes the place of the retain gradient.
-        combination = combine_(
-            self.forget_gradient.vector,
-            self.retain_gradient.vector,
-            gamma=method.gamma,
-            max_norm=method.max_grad_norm,
+    def _train(self) -> Reason:
+        """Steps until there is a reason to stop."""
+        total = self._method.steps
+        every = REPORT_EVERY.get(self._stepper.factors.device.type, REPORT_EVERY_ELSEWHERE)
+        while self._step < total:
+            self._take_step()
+            last = self._step == total
+            probing = self._stop if self._stop and (last or self._step % self._stop.every == 0) else None
+            if last or probing or self._step % every == 0:
+                self._read_reports()
+            self._watcher.on_step(self._step, total)
+            if probing and (reason := self._probe(probing)):
+                return reason
+            if not last and self._watcher.wants_checkpoint():
+                self._read_reports()
+                self._watcher.on_checkpoint(self._checkpoint())
+        return "steps_taken"
+
+    def _take_step(self) -> None:
+        method, step = self._method, self._step
+        forget = batch_indices(self._seed, step, len(self._forget), method.forget_batch_size, stream=FORGET_STREAM)
+        retain = batch_indices(self._seed, step, len(self._retain), method.retain_batch_size, stream=RETAIN_STREAM)
+        self._unread.append(self._stepper.step(forget, retain, learning_rate_at(step, method)))
+        self._step += 1
+
+    def _read_reports(self) -> None:
+        """Bring the numbers of the last steps to the host in one copy, check them and pass them on."""
+        if not self._unread:
+            return
+        rows: list[list[float]] = torch.stack(self._unread).tolist()
+        first = self._step - len(rows)
+        self._unread.clear()
+        for number, row in enumerate(rows, start=first + 1):
+            self._watcher.on_report(self._report(number, dict(zip(SCALARS, row, strict=True))))
+
+    def _report(self, number: int, values: dict[str, float]) -> StepReport:
+        if not all(math.isfinite(value) for value in values.values()):
+            raise UnlearningError(f"a loss or gradient is not finite in step {number}")
+        forget_norm, retain_norm = math.sqrt(values["forget_squared"]), math.sqrt(values["retain_squared"])
+        if forget_norm == 0 and (retain_norm == 0 or number == 1):
+            which = "both gradients are" if retain_norm == 0 else "the forget gradient is"
+            raise UnlearningError(f"{which} zero in step {number}: the adapter cannot be trained on these records")
+        rate = learning_rate_at(number - 1, self._method)
+        return StepReport(
+            step=number,
+            total_steps=self._method.steps,
+            forget_loss=values["forget_loss"],
+            retain_loss=values["retain_loss"],
+            forget_norm=forget_norm,
+            retain_norm=retain_norm,
+            cosine=_quotient(values["product"], forget_norm * retain_norm),
+            forget_weight=values["forget_weight"],
+            update_norm=values["update_norm"],
+            clipped=values["update_norm"] > self._method.max_grad_norm,
+            descent_cosine=_quotient(values["descent"], values["move_norm"] * forget_norm),
+            learning_rate=rate,
         )
-        rate = learning_rate_at(step, method)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.retain_gradient.attach()
-        self.optimizer.step()
-        return _report(step, method.steps, forget_loss, retain_loss, combination, rate)
 
-    def _choose(self, step: int, n: int, stream: int) -> list[int]:
-        """Indices of the step's examples."""
-        size = self.method.forget_batch_size if stream == FORGET_STREAM else self.method.retain_batch_size
-        return batch_indices(self.seed, step, n, size, stream=stream)
+    def _probe(self, stop: StopAtTargets) -> Reason | None:
+        """Look at both sets; keep the point if it is the best; tell whether to stop."""
+        most, source = stop.records, self._rule.history[0] if self._rule.history else None
+        forget = self._look(sample(self._forget, most, self._seed))
+        retain = self._look(sample(self._retain, most, self._seed))
+        ratio = retain.probability / source.retain.probability if source else 1.0
+        probe = Probe(self._step, forget, retain, ratio)
+        if len(self._forget) > most and self._rule.meets(probe):
+            probe = Probe(self._step, self._look(self._forget), retain, ratio)
+        best, reason = self._rule.judge(probe)
+        if best:
+            self._best = self._stepper.factors.vector.clone()
+        self._watcher.on_probe(probe)
+        return reason
 
-    def forget_pass(self, chosen: Sequence[int]) -> Tensor:
-        """Fill the forget gradient; return the loss: mean NPO over the step's sequences."""
-        self.forget_gradient.collect()
-        total = torch.zeros((), device=self.device)
-        examples = [self.forget[index] for index in chosen]
-        for part in by_length(examples, self.method.micro_batch_size):
-            nll = _row_nll(self.model, [examples[i] for i in part], self.pad_token_id, self.device)
-            reference = self.reference[torch.tensor([chosen[i] for i in part], device=self.device)]
-            # Divided by the sequences of the step, not of the micro-batch: 1 x 16 = 4 x 4.
-            loss = npo(nll, reference, self.method.forget_loss.beta).sum() / len(chosen)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        return total
+    def _look(self, examples: Sequence[Example]) -> Shown:
+        return look(self._model, examples, self._pad, self._end, 2 * self._stepper.micro_batch_size)
 
-    def retain_pass(self, chosen: Sequence[int]) -> Tensor:
-        """Fill the retain gradient; return the loss: mean NLL over the step's label tokens."""
-        self.retain_gradient.collect()
-        total = torch.zeros((), device=self.device)
-        examples = [self.retain[index] for index in chosen]
-        tokens = sum(len(example.labels) for example in examples)
-        for part in by_length(examples, self.method.micro_batch_size):
-            nll = _row_nll(self.model, [examples[i] for i in part], self.pad_token_id, self.device)
-            loss = nll.sum() / tokens  # tokens of the step: long and short micro-batches weigh what they hold
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        return total
+    def _checkpoint(self) -> Checkpoint:
+        stepper = self._stepper
+        tensors = {
+            "factors": stepper.factors.vector,
+            "first_moment": stepper.optimizer.first,
+            "second_moment": stepper.optimizer.second,
+            "random": torch.get_rng_state(),
+            **{f"combiner.{name}": tensor for name, tensor in stepper.combiner.state.items()},
+        }
+        if self._best is not None:
+            tensors["best"] = self._best
+        scalars = {
+            "step": self._step,
+            "optimizer_steps": stepper.optimizer.steps,
+            "micro_batch_size": stepper.micro_batch_size,
+            "passes": stepper.passes,
+            "stop_rule": self._rule.state(),
+        }
+        return Checkpoint(self._fingerprint, {name: t.cpu().clone() for name, t in tensors.items()}, scalars)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.fingerprint != self._fingerprint:
+            raise CheckpointError("the checkpoint is of another run")
+        stepper, tensors, scalars = self._stepper, checkpoint.tensors, checkpoint.scalars
+        stepper.factors.vector.copy_(tensors["factors"])
+        stepper.factors.publish()
+        stepper.optimizer.first.copy_(tensors["first_moment"])
+        stepper.optimizer.second.copy_(tensors["second_moment"])
+        torch.set_rng_state(tensors["random"])
+        for name, tensor in stepper.combiner.state.items():
+            tensor.copy_(tensors[f"combiner.{name}"])
+        if "best" in tensors:
+            self._best = tensors["best"].to(stepper.factors.device)
+        self._step, stepper.optimizer.steps = scalars["step"], scalars["optimizer_steps"]
+        stepper.micro_batch_size, stepper.passes = scalars["micro_batch_size"], scalars["passes"]
+        self._rule.restore(scalars["stop_rule"])
+
+    def _make_fingerprint(self, targets: Targets) -> str:
+        """A digest of everything that the course of the run depends on, but the hardware."""
+        digest = hashlib.sha256()
+        for part in (self._method.model_dump_json(), targets.model_dump_json(), str(self._seed), torch.__version__):
+            digest.update(part.encode() + b"\0")
+        for examples in (self._forget, self._retain):
+            for example in examples:
+                digest.update(repr((example.prompt_length, example.input_ids)).encode())
+            digest.update(b"\0")
+        for name in self._stepper.factors.names:
+            digest.update(name.encode() + b"\0")
+        digest.update(self._stepper.factors.vector.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
 
-def _report(
-    step: int,
-    total_steps: int,
-    forget_loss: Tensor,
-    retain_loss: Tensor,
-    combination: Combination,
-    rate: float,
-) -> StepReport:
-    """Bring the step's scalars to the host in one copy and check them."""
-    scalars = (
-        forget_loss,
-        retain_loss,
-        combination.lower_squared,
-        combination.upper_squared,
-        combination.product,
-        combination.norm,
-        combination.clip,
-    )
-    values: list[float] = torch.stack(scalars).tolist()
-    if not all(math.isfinite(value) for value in values):
-        raise UnlearningError(f"a loss or gradient is not finite in step {step + 1}")
-    forget, retain, forget_squared, retain_squared, product, norm, clip = values
-    forget_norm, retain_norm = math.sqrt(forget_squared), math.sqrt(retain_squared)
-    length = forget_norm * retain_norm
-    return StepReport(
-        step=step + 1,
-        total_steps=total_steps,
-        forget_loss=forget,
-        retain_loss=retain,
-        forget_norm=forget_norm,
-        retain_norm=retain_norm,
-        cosine=product / length if length > 0 else 0.0,
-        update_norm=norm,
-        clipped=clip < 1.0,
-        learning_rate=rate,
-    )
+def _quotient(value: float, divisor: float) -> float:
+    """0 where there is nothing to divide by."""
+    return value / divisor if divisor > 0 else 0.0

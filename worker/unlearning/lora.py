@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,36 @@ def attach_adapter(base: PreTrainedModel, directory: Path) -> PeftModel:
     return model.eval()
 
 
+def fresh_adapter(
+    base: PreTrainedModel, *, rank: int, alpha: float, seed: int, target_modules: Sequence[str] | str = "all-linear"
+) -> PeftModel:
+    """Put a new LoRA adapter on a base model, to unlearn what the base model itself knows.
+
+    Its B factors are zero, so that it starts as the base model: that is the reference which the losses compare
+    with, without a second model.
+
+    Args:
+        base: a frozen base model, changed in place.
+        rank: of every factor, at least 1.
+        alpha: LoRA's scaling is alpha / rank.
+        seed: of the A factors.
+        target_modules: names of linear layers; all but the output layer by default.
+
+    Raises:
+        AdapterError: no module of the model has such a name.
+    """
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=target_modules, lora_dropout=0.0, task_type="CAUSAL_LM"
+    )
+    try:
+        with known_peft_warnings(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = PeftModel(base, config, adapter_name=ADAPTER_NAME)
+    except ValueError as error:
+        raise AdapterError(f"the adapter does not fit the base model: {error}") from error
+    return model.eval()
+
+
 @contextmanager
 def known_peft_warnings() -> Iterator[None]:
     """Hide a warning that is about PEFT's own code: it reads a property that transformers has renamed."""
@@ -112,12 +142,12 @@ def read_state(directory: Path) -> dict[str, Tensor]:
     return state
 
 
-def adapter_state(model: PeftModel, *, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The trained factors under the keys, with the shapes and in the types of the source file.
+def adapter_state(model: PeftModel, *, like: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The trained factors as a file holds them: under the keys, with the shapes and in the types of the source.
 
     Args:
-        model: a model from `attach_adapter`.
-        like: the source file's tensors, from `read_state`.
+        model: a model from `attach_adapter` or `fresh_adapter`.
+        like: the source file's tensors, from `read_state`; None for a fresh adapter, which is float32.
 
     Returns:
         Contiguous tensors on the CPU.
@@ -126,8 +156,10 @@ def adapter_state(model: PeftModel, *, like: Mapping[str, Tensor]) -> dict[str, 
         AdapterError: keys or shapes differ from the source, or a value is not finite in the target type.
     """
     state = _file_state(model)
+    like = state if like is None else like
     _check_state(state, like)
-    result = {key: state[key].detach().to("cpu", like[key].dtype).contiguous() for key in like}
+    # Copies: in training the factors are views of one vector, which a file cannot hold.
+    result = {key: state[key].detach().to("cpu", like[key].dtype, copy=True).contiguous() for key in like}
     for key, value in result.items():
         if not bool(torch.isfinite(value).all()):
             raise AdapterError(f"{key} is not finite after unlearning")

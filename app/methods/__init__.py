@@ -1,0 +1,77 @@
+"""What a caller may ask of the training and of the gate: the one contract that app and worker share.
+
+Pydantic only, so that the web side can read it without torch.
+"""
+
+from app.methods.losses import (
+    FORGET_LOSSES,
+    RETAIN_LOSSES,
+    CeuLoss,
+    ForgetLoss,
+    GaLoss,
+    IdkDpoLoss,
+    IhlLoss,
+    KlLoss,
+    NllLoss,
+    NpoLoss,
+    RetainLoss,
+    RmuLoss,
+    SimNpoLoss,
+    UndialLoss,
+    WgaLoss,
+)
+from app.methods.method import (
+    METHOD,
+    METHOD_REQUEST,
+    METHOD_REQUESTS,
+    BlurMethod,
+    BlurRequest,
+    ForgetUpperMethod,
+    ForgetUpperRequest,
+    Method,
+    MethodRequest,
+    PduMethod,
+    PduRequest,
+    WeightedSumMethod,
+    WeightedSumRequest,
+)
+from app.methods.policy import DEFAULT_POLICY, POLICIES, Policy, Targets
+from app.methods.stopping import StopAtSteps, StopAtTargets, StopRule
+
+__all__ = [
+    "DEFAULT_POLICY",
+    "FORGET_LOSSES",
+    "METHOD",
+    "METHOD_REQUEST",
+    "METHOD_REQUESTS",
+    "POLICIES",
+    "RETAIN_LOSSES",
+    "BlurMethod",
+    "BlurRequest",
+    "CeuLoss",
+    "ForgetLoss",
+    "ForgetUpperMethod",
+    "ForgetUpperRequest",
+    "GaLoss",
+    "IdkDpoLoss",
+    "IhlLoss",
+    "KlLoss",
+    "Method",
+    "MethodRequest",
+    "NllLoss",
+    "NpoLoss",
+    "PduMethod",
+    "PduRequest",
+    "Policy",
+    "RetainLoss",
+    "RmuLoss",
+    "SimNpoLoss",
+    "StopAtSteps",
+    "StopAtTargets",
+    "StopRule",
+    "Targets",
+    "UndialLoss",
+    "WeightedSumMethod",
+    "WeightedSumRequest",
+    "WgaLoss",
+]

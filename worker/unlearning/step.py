@@ -1,0 +1,368 @@
+"""One optimizer step, from a batch to the update of the factors. Read `Stepper.step` from top to bottom.
+
+The two losses are in losses/, the rule that combines their gradients in blur.py (and what it is compared with in
+combiners.py), the optimizer in adamw.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from app.methods import Method
+from worker.unlearning.adamw import AdamW
+from worker.unlearning.batches import Batch, by_length, collate, longest_first
+from worker.unlearning.combiners import Combined, build_combiner, clip_
+from worker.unlearning.encoding import Example
+from worker.unlearning.factors import Factors, GradientTaps, MixedRows, Sink
+from worker.unlearning.losses import Loss, Rows, StepSize, build_loss
+from worker.unlearning.models import (
+    Head,
+    ModelError,
+    at_labels,
+    causal_model,
+    checkpointed_layers,
+    context_length,
+    decoder_layers,
+    hidden_states,
+    pad_id,
+)
+from worker.unlearning.refusals import refuse
+from worker.unlearning.scoring import token_nll, token_values
+
+Item = tuple[Example, ...]
+"""The sequences of one forget or retain example: itself, and its refusal where the loss wants one."""
+
+ONE_PASS_DEVICES = ("cuda",)
+AIM_SEQUENCES = 64  # on which a loss on hidden states measures how long they are
+SCALARS = (
+    "forget_loss",
+    "retain_loss",
+    "forget_squared",
+    "product",
+    "retain_squared",
+    "forget_weight",
+    "update_norm",
+    "descent",
+    "move_norm",
+)
+"""What `Stepper.step` returns, in this order. ``descent`` is <-move, g_f>: positive where the step lowers L_f."""
+
+
+@dataclass(frozen=True)
+class LossSet:
+    """One of the two levels: its loss, its sequences, and what is known of them under the source adapter.
+
+    Attributes:
+        loss: what is minimised.
+        items: every example that may be drawn.
+        source_nll: (items, sequences per item) float32, summed label NLL in nats.
+    """
+
+    loss: Loss
+    items: list[Item]
+    source_nll: Tensor
+
+    def size(self, chosen: Sequence[int]) -> StepSize:
+        """Of the step that these items make up."""
+        tokens = sum(len(example.labels) for index in chosen for example in self.items[index])
+        return StepSize(len(chosen), tokens)
+
+    def parts(self, chosen: Sequence[int], most: int) -> list[list[int]]:
+        """The items in micro-batches of similar length."""
+        lengths = [max(len(example.input_ids) for example in self.items[index]) for index in chosen]
+        return [[chosen[i] for i in part] for part in longest_first(lengths, most)]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One level's share of a micro-batch.
+
+    Attributes:
+        number: 0 forget, 1 retain.
+        level: loss and references.
+        chosen: items, as indices into ``level.items``.
+        examples: their sequences, one row each.
+        rows, labels: where the rows and the labels are in the batch.
+    """
+
+    number: int
+    level: LossSet
+    chosen: Sequence[int]
+    examples: Sequence[Example]
+    rows: slice
+    labels: slice
+
+
+class Stepper:
+    """State of a run between two steps: factors, moments, the losses' references, and the micro-batch size.
+
+    Attributes:
+        factors: the trained parameters as one vector.
+        optimizer: AdamW on it.
+        combiner: from two gradients to one update.
+        forget, retain: the two levels.
+        micro_batch_size: sequences of each level per forward pass; halves when memory runs out.
+        passes: 1 or 2 forward and backward passes per micro-batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        forget: Sequence[Example],
+        retain: Sequence[Example],
+        method: Method,
+        seed: int,
+    ) -> None:
+        self.model, self.method = model.eval(), method
+        self._pad = pad_id(tokenizer)
+        forget_loss, retain_loss = build_loss(method.forget_loss), build_loss(method.retain_loss)
+        self._layer = _place(model, forget_loss)
+        self.factors = Factors(model)
+        self.optimizer = AdamW(self.factors.vector, method.weight_decay)
+        self.combiner = build_combiner(method, self.factors)
+        self._head = Head(model)
+        self._taps = GradientTaps(model, self.factors)
+        self._gradients = (self.factors.new_vector(), self.factors.new_vector())
+        self._views = [self.factors.views(gradient) for gradient in self._gradients]
+        needs_source = forget_loss.needs_source_logits or retain_loss.needs_source_logits
+        self._source = self.factors.vector.clone() if needs_source else None
+        self.passes = self._choose_passes()
+        whole = max(method.forget_batch_size, method.retain_batch_size)
+        self.micro_batch_size = whole if method.micro_batch_size == "auto" else method.micro_batch_size
+        with self.computing():
+            # What is known under the source adapter is computed once, by the same code that trains.
+            self.forget = self._level(forget_loss, _items(forget_loss, forget, tokenizer, seed, self._longest()))
+            self.retain = self._level(retain_loss, [(example,) for example in retain])
+            if forget_loss.needs_layer:
+                self._aim(seed)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Within the block, the model is wired for training: `step` may be called."""
+        with self._taps.installed(), checkpointed_layers(self.model, active=self.method.gradient_checkpointing):
+            yield
+
+    def step(self, forget: Sequence[int], retain: Sequence[int], learning_rate: float) -> Tensor:
+        """Take one step on these items of both sets.
+
+        Nothing is read back from the device: the step's `SCALARS` are returned as a tensor there.
+
+        Args:
+            forget, retain: indices of the items that make up the step.
+            learning_rate: of this step.
+
+        Raises:
+            torch.OutOfMemoryError: even single sequences do not fit.
+        """
+        # 1. Both gradients of the whole step: forward, losses, backward, micro-batch by micro-batch.
+        forget_loss, retain_loss = self._accumulate(forget, retain)
+        g_f, g_r = self._gradients
+        squares = (g_f.dot(g_f), g_f.dot(g_r), g_r.dot(g_r))
+        # 2. One update direction from both; it takes the place of g_r. Then the clipping, of the update alone.
+        combined = self.combiner.combine_(g_f, g_r, retain_loss, self.optimizer)
+        norm = clip_(combined.update, self.method.max_grad_norm)
+        # 3. AdamW along the update.
+        move = self._move(combined, learning_rate)
+        return torch.stack(
+            (
+                forget_loss,
+                retain_loss,
+                *squares,
+                combined.forget_weight.reshape(()),
+                norm,
+                -move.dot(g_f),
+                move.norm(),
+            )
+        )
+
+    def _move(self, combined: Combined, learning_rate: float) -> Tensor:
+        if combined.rescaling is None:
+            self.optimizer.observe(combined.update)
+        move = self.optimizer.step(combined.update, learning_rate, combined.rescaling)
+        self.factors.publish()
+        return move
+
+    def _accumulate(self, forget: Sequence[int], retain: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Fill both gradient vectors; returns both losses. Starts over with half of the rows when memory runs out."""
+        while True:
+            for gradient in self._gradients:
+                gradient.zero_()
+            try:
+                return self._pass_over(forget, retain)
+            except MixedRows:
+                if self.method.passes == "one":
+                    raise ModelError("the architecture mixes rows: passes must be two") from None
+                self.passes = 2
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or self.micro_batch_size == 1:
+                    raise
+                self.micro_batch_size = max(1, self.micro_batch_size // 2)
+            # Outside of the handlers, where the traceback no longer holds the tensors of the failed pass.
+            if self.factors.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _pass_over(self, forget: Sequence[int], retain: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Every micro-batch of both sets, each once."""
+        sets, chosen = (self.forget, self.retain), (forget, retain)
+        sizes = [level.size(items) for level, items in zip(sets, chosen, strict=True)]
+        parts = [level.parts(items, self.micro_batch_size) for level, items in zip(sets, chosen, strict=True)]
+        losses = [torch.zeros((), device=self.factors.device) for _ in sets]
+        if self.passes == 1:
+            work = list(zip_longest(*parts, fillvalue=[]))
+        else:
+            work = [(part, []) for part in parts[0]] + [([], part) for part in parts[1]]
+        for pair in work:
+            self._micro_batch(pair, sizes, losses)
+        return losses[0], losses[1]
+
+    def _micro_batch(self, pair: Sequence[Sequence[int]], sizes: Sequence[StepSize], losses: list[Tensor]) -> None:
+        """Forward and backward over forget rows, retain rows, or both in one concatenated batch."""
+        groups = self._groups(pair)
+        examples = [example for group in groups for example in group.examples]
+        batch = collate(examples, self._pad).to(self.factors.device)
+        sinks = [Sink(group.rows, self._views[group.number]) for group in groups]
+        source = self._source_hidden(batch, groups)
+        with self._taps.collecting(batch.shape, *sinks):
+            hidden, at_layer = self._hidden(batch)
+            totals = []
+            for group in groups:
+                chosen = at_layer if group.level.loss.needs_layer else hidden
+                values = self._values(group, batch, chosen, source)
+                rows = self._rows(group, batch)
+                total = group.level.loss.total(values.to(self.factors.device), rows, sizes[group.number])
+                losses[group.number] += total.detach()
+                totals.append(total)
+            torch.stack(totals).sum().backward()  # type: ignore[no-untyped-call]
+
+    def _groups(self, pair: Sequence[Sequence[int]]) -> list[_Group]:
+        """The levels that a micro-batch holds, and where their rows and labels are in it."""
+        groups: list[_Group] = []
+        row = label = 0
+        for number, chosen in enumerate(pair):
+            if not chosen:
+                continue
+            level = (self.forget, self.retain)[number]
+            examples = [example for index in chosen for example in level.items[index]]
+            next_row, next_label = row + len(examples), label + sum(len(example.labels) for example in examples)
+            groups.append(_Group(number, level, chosen, examples, slice(row, next_row), slice(label, next_label)))
+            row, label = next_row, next_label
+        return groups
+
+    def _values(self, group: _Group, batch: Batch, hidden: Tensor, source: Tensor | None) -> Tensor:
+        """The loss's value of each label of the group: (labels,)."""
+        loss, tokens = group.level.loss, batch.labels[group.labels].to(hidden.device)
+        if loss.needs_layer:
+            return loss.token_values(hidden[group.labels], tokens, None)
+        reference = source[group.labels] if source is not None and loss.needs_source_logits else None
+        return token_values(self._head, hidden[group.labels], tokens, loss.token_values, reference)
+
+    def _rows(self, group: _Group, batch: Batch) -> Rows:
+        """What the loss may know of the group's sequences."""
+        device = self.factors.device
+        lengths = torch.tensor([float(len(example.labels)) for example in group.examples])
+        numbers = torch.tensor(group.chosen).to(device, non_blocking=True)
+        return Rows(
+            of_label=batch.rows[group.labels] - group.rows.start,
+            lengths=lengths.to(device, non_blocking=True),
+            source_nll=group.level.source_nll[numbers].flatten(),
+        )
+
+    def _hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Hidden states at the label positions: of the last layer, and of the forget loss's own where it has one."""
+        if self._layer is None:
+            hidden = hidden_states(self.model, batch)
+            return hidden, hidden
+        caught: list[Tensor] = []
+
+        def catch(_layer: nn.Module, _arguments: object, output: Tensor | tuple[Tensor, ...]) -> None:
+            caught.append(output if isinstance(output, Tensor) else output[0])
+
+        handle = self._layer.register_forward_hook(catch)
+        try:
+            hidden = hidden_states(self.model, batch)
+        finally:
+            handle.remove()
+        return hidden, at_labels(caught[0], batch)
+
+    @torch.no_grad()
+    def _source_hidden(self, batch: Batch, groups: Sequence[_Group]) -> Tensor | None:
+        """Last hidden states under the source adapter, for losses that compare with its logits."""
+        if self._source is None or not any(group.level.loss.needs_source_logits for group in groups):
+            return None
+        with self.factors.holding(self._source):
+            return hidden_states(self.model, batch)
+
+    def _level(self, loss: Loss, items: list[Item]) -> LossSet:
+        """A level with the references that its loss wants."""
+        flat = [example for item in items for example in item]
+        source_nll = sequence_nll(self.model, flat, self._pad, self.micro_batch_size)
+        return LossSet(loss, items, source_nll.view(len(items), -1))
+
+    @torch.no_grad()
+    def _aim(self, seed: int) -> None:
+        """Let a loss on hidden states see those of the source adapter, on a sample of the sequences."""
+        sample = [item[0] for item in self.forget.items[:AIM_SEQUENCES]]
+        batch = collate(sample, self._pad).to(self.factors.device)
+        self.forget.loss.aim(self._hidden(batch)[1], seed)
+
+    def _choose_passes(self) -> int:
+        if self.method.passes == "one" and not self._taps.separable:
+            raise ModelError("factors of embeddings need two passes")
+        if self.method.passes == "auto":
+            return 1 if self.factors.device.type in ONE_PASS_DEVICES and self._taps.separable else 2
+        return 1 if self.method.passes == "one" else 2
+
+    def _longest(self) -> int:
+        context = context_length(causal_model(self.model).config)
+        return min(self.method.max_length, context) if context else self.method.max_length
+
+
+def _place(model: nn.Module, loss: Loss) -> nn.Module | None:
+    """Freeze the factors above the layer that a loss works on; returns that layer."""
+    if not loss.needs_layer:
+        return None
+    layers = decoder_layers(model)
+    chosen = loss.place(len(layers))
+    for layer in layers[chosen:]:
+        layer.requires_grad_(False)
+    return layers[chosen - 1]
+
+
+def _items(
+    loss: Loss, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, seed: int, longest: int
+) -> list[Item]:
+    """Every example with what its loss wants beside it."""
+    if not loss.needs_refusals:
+        return [(example,) for example in examples]
+    refusals = refuse(examples, tokenizer, seed=seed, max_length=longest)
+    return list(zip(examples, refusals, strict=True))
+
+
+@torch.no_grad()
+def sequence_nll(model: nn.Module, examples: Sequence[Example], pad_token_id: int, batch_size: int) -> Tensor:
+    """Summed NLL of the labels of each example, in nats: (examples,) float32 on the model's device."""
+    head = Head(model)
+    device = next(model.parameters()).device
+    result = torch.zeros(len(examples), device=device)
+    for chosen in by_length(examples, batch_size):
+        rows = [examples[index] for index in chosen]
+        batch = collate(rows, pad_token_id).to(device)
+        nll = token_values(head, hidden_states(model, batch), batch.labels, lambda z, y, _: token_nll(z, y))
+        of = Rows(batch.rows, torch.zeros(len(rows), device=device), torch.zeros(0))
+        result[torch.tensor(chosen, device=device)] = of.sums(nll)
+    return result
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the host."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
