@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 SOURCES := app worker migrations tests examples benchmarks
 PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input --quiet
 
-.PHONY: help demo test test-slow bench-engine bench-quality lint types imports check format install clean
+.PHONY: help demo test test-slow bench-engine bench-quality docs lint types imports check format install clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench-engine: $(STAMP) ## Speed and memory of a step against a weighted sum; ARG
 
 bench-quality: $(STAMP) ## What every loss and combiner keeps and forgets; ARGS="--json FILE"
 	@$(PYTHON) -m benchmarks.quality $(ARGS)
+
+docs: $(STAMP) ## Write docs/losses.md from the methods' schemas
+	@$(PYTHON) -m app.methods.reference > docs/losses.md
 
 lint: $(STAMP) ## Check style and format
 	@$(PYTHON) -m ruff check $(SOURCES)

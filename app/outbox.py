@@ -14,6 +14,7 @@ GPU_QUEUE = "gpu"
 LIGHT_QUEUE = "default"
 RUN_TASK = "lethe.run"
 DELETE_BLOBS_TASK = "lethe.delete_blobs"
+DELETE_CHECKPOINTS_TASK = "lethe.delete_checkpoints"
 
 
 def execute_run(run_id: str) -> Insert:
@@ -24,3 +25,8 @@ def execute_run(run_id: str) -> Insert:
 def delete_blobs(dataset_id: str) -> Insert:
     """Have the light worker remove the blobs of a purged dataset."""
     return insert(OutboxMessage).values(task=DELETE_BLOBS_TASK, queue=LIGHT_QUEUE, argument=dataset_id)
+
+
+def delete_checkpoints(run_id: str) -> Insert:
+    """Have the light worker remove the checkpoints of a run that has ended."""
+    return insert(OutboxMessage).values(task=DELETE_CHECKPOINTS_TASK, queue=LIGHT_QUEUE, argument=run_id)

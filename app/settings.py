@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Where a worker computes.")] = (
         "auto"
     )
+    four_bit: Annotated[bool, Field(description="Hold base models in four bits, through bitsandbytes.")] = False
+    spread_model: Annotated[bool, Field(description="Spread base models over all of a worker's devices.")] = False
+    checkpoint_seconds: Annotated[float, Field(gt=0, description="Time between two checkpoints of training.")] = 60.0
     evaluation_records: Annotated[
         int,
         Field(gt=0, description="Most records of a retain or holdout set that are evaluated, a seeded sample."),

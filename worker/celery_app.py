@@ -59,7 +59,12 @@ def make_celery() -> Celery:
 
 def _schedule() -> dict[str, dict[str, Any]]:
     # Messages that nobody took before the next one is due are dropped by the worker.
-    periods = {"lethe.relay_outbox": 1.0, "lethe.reap_runs": 5.0, "lethe.purge_datasets": 60.0}
+    periods = {
+        "lethe.relay_outbox": 1.0,
+        "lethe.reap_runs": 5.0,
+        "lethe.purge_datasets": 60.0,
+        "lethe.sweep_checkpoints": 60.0,
+    }
     return {
         task: {"task": task, "schedule": seconds, "options": {"queue": LIGHT_QUEUE, "expires": seconds}}
         for task, seconds in periods.items()

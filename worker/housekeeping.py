@@ -15,7 +15,8 @@ from app.datasets.tables import Dataset
 from app.jobs import transitions
 from app.jobs.tables import OutboxMessage, Run, UnlearnJob
 from app.settings import get_settings
-from worker.database import new_session, vault
+from worker import checkpoints
+from worker.database import new_session, storage, vault
 from worker.lease import follow, wake_next
 
 BATCH = 100
@@ -86,6 +87,22 @@ def delete_blobs(dataset_id: str) -> None:
     if dataset is not None and dataset.purged_at is not None:
         vault().delete_blobs(dataset)
         log.info("dataset purged", dataset=dataset_id)
+
+
+def delete_checkpoints(run_id: str) -> None:
+    """Remove the checkpoints of a run that has ended or never was; a live one keeps those of its present life."""
+    with new_session() as session:
+        run = session.get(Run, run_id)
+    live = run is not None and run.status in ("queued", "running")
+    checkpoints.delete_checkpoints(storage(), run_id, but=run.started_at if run is not None and live else None)
+
+
+def sweep_checkpoints() -> int:
+    """Remove what a worker stored after its run had ended without it. Answers at how many runs it looked."""
+    run_ids = checkpoints.runs_with_checkpoints(storage())
+    for run_id in run_ids:
+        delete_checkpoints(run_id)
+    return len(run_ids)
 
 
 def _forgotten() -> Select[str]:

@@ -7,9 +7,11 @@ its lease finds its writes refused, whoever has the run by then.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
@@ -51,12 +53,13 @@ class HandBack(Stop):
 
 @dataclass(frozen=True)
 class Claim:
-    """A run that this process holds."""
+    """A run that this process holds. `started_at` is the same for all attempts, until the ended run is retried."""
 
     run_id: str
     attempt: int
     tenant_id: str
     adapter_id: str
+    started_at: datetime
 
 
 def claim(run_id: str, worker: str, lease: timedelta) -> Claim | None:
@@ -67,7 +70,8 @@ def claim(run_id: str, worker: str, lease: timedelta) -> Claim | None:
             if run is None:
                 return None
             follow(session, run.id, "running", f"started, attempt {run.attempt}")
-            return Claim(run.id, run.attempt, run.tenant_id, run.adapter_id)
+            assert run.started_at is not None  # noqa: S101 - set by the claim
+            return Claim(run.id, run.attempt, run.tenant_id, run.adapter_id, run.started_at)
     except IntegrityError:
         # Two runs of one adapter claimed at the same moment: the index let only the other one through.
         return None
@@ -83,6 +87,8 @@ class Lease:
         self._lease = lease
         self._heartbeat = heartbeat
         self._is_stopping = is_stopping
+        self._patience = 0.0
+        self._told_to_stop: float | None = None
         self._ended = threading.Event()
         self._fenced = threading.Event()
         self._cancelled = threading.Event()
@@ -98,12 +104,32 @@ class Lease:
 
     def check(self) -> None:
         """Raise when the run must not go on here: `Fenced`, `Cancelled` or `HandBack`."""
+        self.check_hold()
+        if self.stopping and time.monotonic() - (self._told_to_stop or 0.0) >= self._patience:
+            raise HandBack
+
+    def check_hold(self) -> None:
+        """Raise when the run must not go on anywhere under this attempt: `Fenced` or `Cancelled`."""
         if self._fenced.is_set():
             raise Fenced
         if self._cancelled.is_set():
             raise Cancelled
-        if self._is_stopping():
-            raise HandBack
+
+    @property
+    def stopping(self) -> bool:
+        """Whether this worker was told to stop."""
+        if self._told_to_stop is None and self._is_stopping():
+            self._told_to_stop = time.monotonic()
+        return self._told_to_stop is not None
+
+    @contextmanager
+    def postponing(self, seconds: float) -> Iterator[None]:
+        """Within the block, `HandBack` is raised so much later only: there is something to be saved first."""
+        self._patience = seconds
+        try:
+            yield
+        finally:
+            self._patience = 0.0
 
     def progress(self, **values: object) -> None:
         """Write phase and progress, and read whether to go on. Raises as `check` does."""
@@ -216,7 +242,9 @@ def wake_next(session: Session, adapter_id: str) -> None:
 def follow(
     session: Session, run_id: str, status: str, message: str, *, level: Level = "info", **job_values: object
 ) -> None:
-    """Give the jobs of a run its new status, with a line in their history."""
+    """Give the jobs of a run its new status, with a line in their history. A run that ended needs no checkpoint."""
+    if status in transitions.FINAL:
+        session.execute(outbox.delete_checkpoints(run_id))
     for job_id, tenant_id in session.execute(transitions.follow(run_id, status, **job_values)):
         data = {"status": status}
         session.execute(transitions.event(job_id, tenant_id, message, level=level, kind="status", data=data))

@@ -16,7 +16,7 @@ from app.base_models.tables import BaseModelRow
 from app.datasets.tables import Dataset
 from app.jobs.tables import UnlearnJob
 from app.kit.crypto import CryptoError
-from app.methods import BlurMethod, Policy
+from app.methods import STORED_METHOD, Method, Policy
 from worker.database import new_session, vault
 from worker.lease import Claim
 
@@ -35,7 +35,7 @@ class Order:
     """One run's inputs. `source` is the adapter's head when the run was claimed."""
 
     job_id: str
-    method: BlurMethod
+    method: Method
     policy: Policy
     seed: int
     adapter: Adapter
@@ -77,7 +77,7 @@ def read_order(held: Claim) -> Order:
         ).one()
         return Order(
             job_id=job.id,
-            method=BlurMethod.model_validate(job.method),
+            method=STORED_METHOD.validate_python(job.method),
             policy=Policy.model_validate(job.policy),
             seed=job.seed,
             adapter=adapter,

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from app.adapters import archive
 from app.adapters.archive import ArchiveDigest
-from app.methods import BlurMethod, Policy
+from app.methods import METHOD_REQUESTS, Method, Policy, describe
 from worker.evaluation.evaluate import SetScores
 from worker.evaluation.gate import Gate
+from worker.unlearning.loop import Outcome
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -63,6 +64,7 @@ class CardFacts:
         revision: revision of the base model, if it has one.
         adapter_name: name under which the card suggests to serve the adapter.
         method: every knob.
+        training: how training went.
         seed: seed of the run.
         policy: thresholds of the gate.
         forget, retain: ids and counts of the sets.
@@ -74,7 +76,8 @@ class CardFacts:
     base_model_name: str
     revision: str | None
     adapter_name: str
-    method: BlurMethod
+    method: Method
+    training: Outcome
     seed: int
     policy: Policy
     forget: SetFacts
@@ -179,7 +182,9 @@ vllm serve {shlex.quote(facts.base_model_name)} --enable-lora \\
 
 
 def _unlearning(facts: CardFacts) -> str:
-    knobs = json.dumps(facts.method.model_dump(mode="json"), indent=2)
+    method, training = facts.method, facts.training
+    course = f"{training.steps} of at most {method.steps} steps, step {training.kept_step} kept"
+    knobs = json.dumps(method.model_dump(mode="json"), indent=2)
     return f"""## Unlearning
 
 | | |
@@ -187,7 +192,9 @@ def _unlearning(facts: CardFacts) -> str:
 | job | `{facts.job_id}` |
 | forget set | {facts.forget.records} records, `{facts.forget.dataset}` |
 | retain set | {facts.retain.records} records, `{facts.retain.dataset}` |
-| method | BLUR, [arXiv 2506.08164](https://arxiv.org/abs/2506.08164) |
+| method | {describe(METHOD_REQUESTS[method.type])} |
+| losses | `{method.forget_loss.type}` to forget, `{method.retain_loss.type}` to retain |
+| training | {course}: {training.explanation} |
 | seed | {facts.seed} |
 
 ```json

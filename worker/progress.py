@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from app.jobs.schemas import Phase
 from worker.lease import Lease
@@ -20,24 +19,6 @@ _BEGINS: dict[Phase, float] = {
 }
 # Steps of a small model take milliseconds: more writes than this would only slow them down.
 SECONDS_BETWEEN_WRITES = 0.25
-METRICS_PER_RUN = 40
-
-
-class Step(Protocol):
-    """What the training loop tells after a step."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def total_steps(self) -> int: ...
-    @property
-    def forget_loss(self) -> float: ...
-    @property
-    def retain_loss(self) -> float: ...
-    @property
-    def cosine(self) -> float: ...
-    @property
-    def update_norm(self) -> float: ...
 
 
 class Progress:
@@ -47,6 +28,7 @@ class Progress:
         self._lease = lease
         self._seconds: dict[Phase, float] = {}
         self._began = self._written = time.monotonic()
+        self._first_step: int | None = None
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -62,34 +44,25 @@ class Progress:
         """Raise when the run must not go on here."""
         self._lease.check()
 
-    def step(self, report: Step) -> None:
-        """Note a step. Raises when the run must not go on here."""
+    def step(self, step: int, total: int) -> None:
+        """Note a step, of at most so many. Raises when the run must not go on here."""
         now = time.monotonic()
-        last = report.step == report.total_steps
-        if last or now - self._written >= SECONDS_BETWEEN_WRITES:
+        if self._first_step is None:  # a run that goes on from a checkpoint does not begin at 1
+            self._first_step = step
+        if step == total or now - self._written >= SECONDS_BETWEEN_WRITES:
             self._written = now
-            self._write_step(report, now - self._began)
-        if last or report.step % max(1, report.total_steps // METRICS_PER_RUN) == 0:
-            self._lease.metrics(
-                f"step {report.step} of {report.total_steps}",
-                step=report.step,
-                forget_loss=report.forget_loss,
-                retain_loss=report.retain_loss,
-                gradient_cosine=report.cosine,
-                update_norm=report.update_norm,
-            )
+            self._write_step(step, total, (now - self._began) / (step - self._first_step + 1))
         self._lease.check()
 
     def durations(self, *phases: Phase) -> dict[str, float]:
         """Seconds of phases that have ended."""
         return {name: round(self._seconds[name], 3) for name in phases}
 
-    def _write_step(self, report: Step, elapsed: float) -> None:
-        share = report.step / report.total_steps
+    def _write_step(self, step: int, total: int, seconds_per_step: float) -> None:
         begin, end = _BEGINS["unlearning"], _BEGINS["evaluating"]
         self._lease.progress(
-            step=report.step,
-            total_steps=report.total_steps,
-            percent=begin + share * (end - begin),
-            eta_seconds=round(elapsed / report.step * (report.total_steps - report.step), 1),
+            step=step,
+            total_steps=total,
+            percent=begin + step / total * (end - begin),
+            eta_seconds=round(seconds_per_step * (total - step), 1),
         )

@@ -7,11 +7,10 @@ base model, and evaluated. Nothing of a run is visible to anybody before the las
 from __future__ import annotations
 
 import json
-import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,8 +22,9 @@ from app.adapters.archive import file_sha256
 from app.adapters.service import WEIGHTS_NAME
 from app.evaluations.schemas import EvaluationDocument
 from app.settings import Settings
-from worker import packaging
-from worker.database import storage
+from worker import packaging, reporting
+from worker.checkpoints import CheckpointStore
+from worker.database import storage, vault
 from worker.device import choose_device, choose_dtype, choose_threads, set_up_torch
 from worker.evaluation.evaluate import SetScores, base_scores, evaluate_model, sample_examples
 from worker.evaluation.gate import Gate, judge
@@ -32,16 +32,18 @@ from worker.lease import Lease
 from worker.order import JobError, Order, read_order
 from worker.progress import Progress
 from worker.registering import register, store_evaluation
+from worker.reporting import Trained
+from worker.unlearning.checkpoint import CheckpointError
 from worker.unlearning.encoding import EncodingError, Example, encode_records
-from worker.unlearning.loop import UnlearningError, unlearn
+from worker.unlearning.loop import Outcome, UnlearningError, unlearn
 from worker.unlearning.lora import AdapterError, adapter_state, attach_adapter, read_state
-from worker.unlearning.models import ModelError, context_length, load_base, pad_id
+from worker.unlearning.models import LibraryMissing, ModelError, backbone, context_length, load_base
+from worker.unlearning.step import is_out_of_memory
+from worker.watching import PATIENCE_SECONDS, RunWatcher, earlier_checkpoint
 
-NOT_TESTED = (
-    "whether further fine-tuning, on kept or on forgotten records, brings the forgotten ones back",
-    "paraphrased, translated, reversed or few-shot prompts, and sampled instead of greedy answers",
-    "membership inference",
-    "quantised or merged weights",
+OUT_OF_MEMORY = (
+    "the worker has too little memory even for single sequences (micro_batch_size is halved by itself); set "
+    "gradient_checkpointing, lower max_length, or run workers with LETHE_FOUR_BIT=true"
 )
 
 Examples = Mapping[str, list[Example]]
@@ -50,8 +52,9 @@ Scores = dict[str, SetScores]
 
 @dataclass(frozen=True)
 class Workbench:
-    """What the phases share: inputs, folder, device, progress, and the seconds that each phase took."""
+    """What the phases share: hold, inputs, folder, device, progress, and the seconds that each phase took."""
 
+    lease: Lease
     order: Order
     settings: Settings
     folder: Path
@@ -76,39 +79,29 @@ def carry_out(lease: Lease, settings: Settings) -> None:
     lease.progress(source_version=order.source.number)
     with tempfile.TemporaryDirectory(prefix="lethe-") as folder:
         device = choose_device(settings.device)
-        bench = Workbench(order, settings, Path(folder), device, threads, progress)
+        bench = Workbench(lease, order, settings, Path(folder), device, threads, progress)
         try:
-            _phases(bench, lease)
-        except (AdapterError, EncodingError, UnlearningError) as error:
-            raise JobError(_code(error), str(error)) from error
-        except ModelError as error:
-            # Its text may name a folder of this machine.
-            raise JobError("model_unusable", "the base model cannot be loaded on the worker") from error
-        except torch.OutOfMemoryError as error:
-            raise JobError("out_of_memory", "the device has too little memory; lower micro_batch_size") from error
+            _phases(bench)
+        except Exception as error:
+            explained = _explain(error)
+            if explained is None:
+                raise
+            raise explained from error
 
 
-def _phases(bench: Workbench, lease: Lease) -> None:
-    order, progress = bench.order, bench.progress
+def _phases(bench: Workbench) -> None:
+    lease, order, progress = bench.lease, bench.order, bench.progress
     with progress.phase("preparing"):
         model, tokenizer = _load(bench, _fetch_source(bench))
         examples = _encode(order, model, tokenizer)
         measured = _measured(order, examples, bench.settings.evaluation_records)
         source = evaluate_model(model, tokenizer, measured)
         base = base_scores(model, tokenizer, measured)
-        warnings = _warnings(order, source)
-        for warning in warnings:
-            lease.warn(warning)
+        warnings = _warn(lease, reporting.unknown_records(order, source))
     with progress.phase("unlearning"):
-        unlearn(
-            model,
-            pad_id(tokenizer),
-            examples["forget"],
-            examples["retain"],
-            order.method,
-            seed=order.seed,
-            on_step=progress.step,
-        )
+        trained = _train(bench, model, tokenizer, examples)
+        lease.progress(step=trained.outcome.steps, total_steps=order.method.steps)
+        warnings += _warn(lease, reporting.missed_targets(order, trained.outcome))
         result_folder = _write_result(bench, model)
         del model
     with progress.phase("evaluating"):
@@ -116,12 +109,12 @@ def _phases(bench: Workbench, lease: Lease) -> None:
         result = evaluate_model(model, tokenizer, measured)
         gate = judge(order.policy, source, result)
     scores = {"base": base, "source": source, "result": result}
-    store_evaluation(lease, _document(bench, scores, gate, result_folder, warnings))
+    store_evaluation(lease, _document(bench, scores, gate, result_folder, trained, warnings))
     if gate.verdict == "failed":
-        lease.end("gate_failed", _why(gate), verdict="failed")
+        lease.end("gate_failed", reporting.why(gate), verdict="failed")
         return
     with progress.phase("packaging"):
-        _write_card(bench, result_folder, scores, gate)
+        _write_card(bench, result_folder, scores, gate, trained.outcome)
     with progress.phase("registering"):
         register(lease, order, result_folder, storage())
 
@@ -139,10 +132,16 @@ def _fetch_source(bench: Workbench) -> Path:
 
 def _load(bench: Workbench, adapter: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """A fresh base model with an adapter on it."""
-    dtype = choose_dtype(bench.device)
-    base, tokenizer = load_base(bench.order.base_directory, device=bench.device, dtype=dtype)
-    # Every forward pass is a place to stop at: evaluating takes minutes on large sets.
-    base.register_forward_pre_hook(lambda _model, _arguments: bench.progress.check())
+    base, tokenizer = load_base(
+        bench.order.base_directory,
+        device=bench.device,
+        dtype=choose_dtype(bench.device),
+        four_bit=bench.settings.four_bit,
+        spread=bench.settings.spread_model,
+    )
+    # Every forward pass is a place to stop at: evaluating takes minutes on large sets. All of them, those of
+    # generation too, pass through the layers, and training through these alone.
+    backbone(base).register_forward_pre_hook(lambda _model, _arguments: bench.progress.check())
     return attach_adapter(base, adapter), tokenizer
 
 
@@ -160,6 +159,34 @@ def _measured(order: Order, examples: Examples, limit: int) -> Examples:
     }
 
 
+def _train(bench: Workbench, model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Examples) -> Trained:
+    """Unlearn, from the newest checkpoint of an earlier attempt if there is one."""
+    lease, order = bench.lease, bench.order
+    store = CheckpointStore(lease.claim, order.datasets["forget"], storage(), vault())
+    watcher = RunWatcher(lease, bench.progress, store, bench.settings.checkpoint_seconds)
+    run = partial(
+        unlearn,
+        model,
+        tokenizer,
+        examples["forget"],
+        examples["retain"],
+        order.method,
+        seed=order.seed,
+        targets=order.policy.targets,
+        watcher=watcher,
+    )
+    with lease.postponing(PATIENCE_SECONDS):
+        found = earlier_checkpoint(lease, store)
+        if found is not None:
+            lease.event(f"going on from step {found.step}, the checkpoint of attempt {found.attempt}")
+            try:
+                return Trained(run(resume=found.checkpoint), resumed=True)
+            except CheckpointError:
+                # The adapter got a new head, or the worker another version of torch. The model is as it was.
+                lease.event("the checkpoint is of another course of training; starting from the first step")
+        return Trained(run(), resumed=False)
+
+
 def _write_result(bench: Workbench, model: PeftModel) -> Path:
     """Write the trained adapter as it will be shipped, without its card, which needs the numbers."""
     folder = bench.folder / "result"
@@ -171,7 +198,7 @@ def _write_result(bench: Workbench, model: PeftModel) -> Path:
     return folder
 
 
-def _write_card(bench: Workbench, folder: Path, scores: Mapping[str, Scores], gate: Gate) -> None:
+def _write_card(bench: Workbench, folder: Path, scores: Mapping[str, Scores], gate: Gate, training: Outcome) -> None:
     order = bench.order
     facts = packaging.CardFacts(
         job_id=order.job_id,
@@ -179,6 +206,7 @@ def _write_card(bench: Workbench, folder: Path, scores: Mapping[str, Scores], ga
         revision=order.base.revision,
         adapter_name=order.adapter.name,
         method=order.method,
+        training=training,
         seed=order.seed,
         policy=order.policy,
         forget=packaging.SetFacts(order.datasets["forget"].id, order.datasets["forget"].records),
@@ -190,7 +218,12 @@ def _write_card(bench: Workbench, folder: Path, scores: Mapping[str, Scores], ga
 
 
 def _document(
-    bench: Workbench, scores: Mapping[str, Scores], gate: Gate, result_folder: Path, warnings: list[str]
+    bench: Workbench,
+    scores: Mapping[str, Scores],
+    gate: Gate,
+    result_folder: Path,
+    trained: Trained,
+    warnings: list[str],
 ) -> EvaluationDocument:
     order = bench.order
     return EvaluationDocument.model_validate(
@@ -198,59 +231,39 @@ def _document(
             "source_version": order.source.number,
             "result_weights_sha256": file_sha256(result_folder / WEIGHTS_NAME),
             "models": {
-                model: {name: _means(found) for name, found in sets.items()} for model, sets in scores.items()
+                model: {name: reporting.means(found) for name, found in sets.items()}
+                for model, sets in scores.items()
             },
             "gate": asdict(gate),
             "policy": order.policy,
             "method": order.method,
             "seed": order.seed,
             "sampled_to": bench.settings.evaluation_records,
-            "environment": _environment(bench),
+            "environment": reporting.environment(bench.device, bench.threads, bench.settings),
             "durations": bench.progress.durations("preparing", "unlearning", "evaluating"),
+            "training": reporting.training(order, trained),
             "warnings": warnings,
-            "not_tested": list(NOT_TESTED),
+            "not_tested": list(reporting.NOT_TESTED),
         }
     )
 
 
-def _means(scores: SetScores) -> dict[str, float]:
-    fields = asdict(scores)
-    del fields["per_record"]
-    return fields
+def _warn(lease: Lease, warnings: list[str]) -> list[str]:
+    """Put warnings into the history, too."""
+    for warning in warnings:
+        lease.warn(warning)
+    return warnings
 
 
-def _environment(bench: Workbench) -> dict[str, object]:
-    on_gpu = bench.device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(bench.device) if on_gpu else f"cpu ({platform.machine()})",
-        "threads": bench.threads,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "peft", "lethe")},
-    }
-
-
-def _warnings(order: Order, source: Scores) -> list[str]:
-    """What a verdict does not say: records that the source never showed cannot be seen to be forgotten."""
-    known = judge(order.policy, source, source)
-    if any(check.name.startswith("forget_") and not check.passed for check in known.checks):
-        return []
-    return [
-        f"before unlearning the adapter did not show these records (answer probability "
-        f"{source['forget'].probability:.3f}), so that passing the gate says little; check that the prompts are "
-        "written as in training"
-    ]
-
-
-def _why(gate: Gate) -> str:
-    missed = [
-        f"{check.name} is {'not measurable' if check.value is None else format(check.value, '.3f')}, "
-        f"must be {check.comparison} {check.limit:g}"
-        for check in gate.checks
-        if not check.passed
-    ]
-    return "the gate failed: " + "; ".join(missed)
-
-
-def _code(error: Exception) -> str:
+def _explain(error: Exception) -> JobError | None:
+    """What a caller is told of an expected error; None for any other."""
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
+        return JobError("out_of_memory", OUT_OF_MEMORY)
+    if isinstance(error, LibraryMissing):
+        return JobError("library_missing", str(error))
+    if isinstance(error, ModelError):
+        # Its text may name a folder of this machine.
+        return JobError("model_unusable", "the base model cannot be loaded on the worker")
     codes = {AdapterError: "adapter_unusable", EncodingError: "record_unusable", UnlearningError: "unlearning_failed"}
-    return next(code for kind, code in codes.items() if isinstance(error, kind))
+    code = next((code for kind, code in codes.items() if isinstance(error, kind)), None)
+    return JobError(code, str(error)) if code else None

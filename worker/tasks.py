@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from app.outbox import DELETE_BLOBS_TASK, RUN_TASK
+from app.outbox import DELETE_BLOBS_TASK, DELETE_CHECKPOINTS_TASK, RUN_TASK
 from app.settings import Settings, get_settings
 from worker import housekeeping
 from worker.celery_app import celery_app, is_stopping
@@ -38,6 +38,12 @@ def delete_blobs(dataset_id: str) -> None:
     housekeeping.delete_blobs(dataset_id)
 
 
+@celery_app.task(name=DELETE_CHECKPOINTS_TASK)  # type: ignore[untyped-decorator] # celery ships no types
+def delete_checkpoints(run_id: str) -> None:
+    """Remove the checkpoints of an ended run."""
+    housekeeping.delete_checkpoints(run_id)
+
+
 @celery_app.task(name="lethe.relay_outbox")  # type: ignore[untyped-decorator] # celery ships no types
 def relay_outbox() -> None:
     """Publish what waits in the outbox."""
@@ -54,6 +60,12 @@ def reap_runs() -> None:
 def purge_datasets() -> None:
     """Purge datasets whose time is up."""
     housekeeping.purge_datasets()
+
+
+@celery_app.task(name="lethe.sweep_checkpoints")  # type: ignore[untyped-decorator] # celery ships no types
+def sweep_checkpoints() -> None:
+    """Remove checkpoints that an ended run left."""
+    housekeeping.sweep_checkpoints()
 
 
 def _publish(task: str, queue: str, argument: str) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from app.datasets.intake import context
 from app.datasets.tables import Dataset
-from app.kit.crypto import CryptoError, KeyRing, WrappedKey, decrypt_stream
+from app.kit.crypto import CryptoError, EncryptingWriter, KeyRing, WrappedKey, decrypt_stream
 from app.kit.storage import Storage
 
 DIGEST_BYTES = 16
+_PIECE = 1024**2
 
 
 class Vault:
@@ -43,10 +44,31 @@ class Vault:
         self._storage.delete(dataset.blob_key)
         self._storage.delete(dataset.digests_key)
 
+    def store(self, dataset: Dataset, key: str, data: bytes) -> None:
+        """Encrypt what was derived from the records as they are, in a blob that opens under this storage key only.
+
+        Raises:
+            CryptoError: the dataset was purged.
+            OSError: the blob cannot be written; one that was there before is kept.
+        """
+        data_key = self._data_key(dataset)
+        with self._storage.create(key) as sink:
+            writer = EncryptingWriter(sink, data_key, context(dataset.tenant_id, dataset.id, key))
+            for start in range(0, len(data), _PIECE):
+                writer.write(data[start : start + _PIECE])
+            writer.close()
+
+    def fetch(self, dataset: Dataset, key: str) -> bytes:
+        """What `store` has encrypted. Raises as `lines` does."""
+        return b"".join(self._chunks(dataset, key, key))
+
     def _chunks(self, dataset: Dataset, key: str, part: str) -> Iterator[bytes]:
+        data_key = self._data_key(dataset)
+        with self._storage.open(key) as blob:
+            yield from decrypt_stream(blob, data_key, context(dataset.tenant_id, dataset.id, part))
+
+    def _data_key(self, dataset: Dataset) -> bytes:
         if dataset.wrapped_key is None:
             raise CryptoError("the dataset was purged")
         wrapped = WrappedKey(dataset.key_id, dataset.wrapped_key)
-        data_key = self._ring.unwrap(wrapped, context(dataset.tenant_id, dataset.id, "key"))
-        with self._storage.open(key) as blob:
-            yield from decrypt_stream(blob, data_key, context(dataset.tenant_id, dataset.id, part))
+        return self._ring.unwrap(wrapped, context(dataset.tenant_id, dataset.id, "key"))

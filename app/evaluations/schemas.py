@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.methods import BlurMethod, Policy
+from app.methods import Policy, StoredMethod
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -82,6 +82,38 @@ class Environment(BaseModel):
     transformers: str
     peft: str
     lethe: str
+    four_bit: Annotated[bool, Field(description="Whether the base model was held in four bits.")] = False
+    spread: Annotated[bool, Field(description="Whether the base model lay on several devices.")] = False
+
+
+class Probe(BaseModel):
+    """A quick look during training, with teacher forcing alone. Means over sequences (docs/evaluation.md)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    step: Annotated[int, Field(description="Optimizer steps taken before; 0 is the source adapter.")]
+    forget_probability: _Share
+    forget_extraction_strength: _Share
+    forget_sequences: Annotated[int, Field(description="Sequences looked at.")]
+    retain_probability: _Share
+    retain_ratio: Annotated[float, Field(ge=0, description="Retain probability over that of the source adapter.")]
+    retain_sequences: Annotated[int, Field(description="Sequences looked at.")]
+
+
+class Training(BaseModel):
+    """How training went, and why it ended."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: Annotated[int, Field(description="Optimizer steps taken.")]
+    kept_step: Annotated[int, Field(description="The step whose weights were kept and evaluated.")]
+    most_steps: Annotated[int, Field(description="Steps after which training would have ended anyway.")]
+    reason: Literal["targets_met", "no_progress", "steps_taken"]
+    explanation: str
+    micro_batch_size: Annotated[int, Field(description="What it came down to.")]
+    passes: Annotated[int, Field(description="Forward and backward passes per micro-batch.")]
+    resumed: Annotated[bool, Field(description="Whether it went on from the checkpoint of an earlier attempt.")]
+    probes: list[Probe]
 
 
 class Durations(BaseModel):
@@ -104,11 +136,12 @@ class EvaluationDocument(BaseModel):
     models: Models
     gate: Gate
     policy: Policy
-    method: BlurMethod
+    method: StoredMethod
     seed: int
     sampled_to: Annotated[int, Field(description="Most records of a retain or holdout set that were evaluated.")]
     environment: Environment
     durations: Durations
+    training: Annotated[Training | None, Field(description="Null before version 0.2.")] = None
     warnings: Annotated[list[str], Field(description="What a reader of the verdict should know.")]
     not_tested: Annotated[list[str], Field(description="What this evaluation says nothing about.")]
 

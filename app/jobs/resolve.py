@@ -12,6 +12,7 @@ from app.jobs.schemas import JobCreate
 from app.kit.problems import FieldError, Invalid, invalid_field, invalid_fields
 from app.methods import POLICIES, Policy
 
+_TRAINING = "training_"
 _LOWER_IS_STRICTER = "max_"
 
 
@@ -55,4 +56,4 @@ def request_digest(request: JobCreate, pepper: bytes) -> bytes:
 
 
 def _looser(name: str, value: float, limit: float) -> bool:
-    return value > limit if name.startswith(_LOWER_IS_STRICTER) else value < limit
+    return value > limit if name.removeprefix(_TRAINING).startswith(_LOWER_IS_STRICTER) else value < limit

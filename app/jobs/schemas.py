@@ -9,7 +9,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 
 from app.adapters.schemas import AdapterName
 from app.kit.text import Text
-from app.methods import BlurMethod, BlurMethodRequest, Policy
+from app.methods import BlurRequest, MethodRequest, Policy, StoredMethod
 
 Status = Literal["queued", "running", "succeeded", "gate_failed", "failed", "cancelled"]
 Phase = Literal["preparing", "unlearning", "evaluating", "packaging", "registering"]
@@ -59,7 +59,9 @@ class JobCreate(BaseModel):
     holdout_set: Annotated[_DatasetId | None, Field(description="Look-alike records that were never trained on.")] = (
         None
     )
-    method: BlurMethodRequest = BlurMethodRequest()
+    method: Annotated[MethodRequest, Field(description="GET /methods shows every knob; defaults are right.")] = (
+        BlurRequest()
+    )
     policy: Annotated[
         str | dict[str, Any],
         Field(description='"default", or thresholds that tighten it; GET /policies shows them.', max_length=64),
@@ -108,7 +110,7 @@ class JobRead(BaseModel):
     forget_set: str
     retain_set: str
     holdout_set: str | None
-    method: BlurMethod
+    method: StoredMethod
     policy: Policy
     seed: int
     verdict: Literal["passed", "failed"] | None

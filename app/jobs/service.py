@@ -119,6 +119,8 @@ class JobService:
             if await self._jobs.change(transitions.cancel_queued(run.id)):
                 follow = transitions.follow(run.id, "cancelled")
                 await self._jobs.execute(follow, self._event(job, "cancelled before it was started"))
+                if run.attempt:  # a worker had it before
+                    await self._jobs.execute(outbox.delete_checkpoints(run.id))
                 return
             if await self._jobs.change(transitions.request_cancel(run.id)):
                 await self._jobs.execute(self._event(job, "cancelling was asked for"))

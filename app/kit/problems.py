@@ -18,6 +18,7 @@ from app.kit.logs import places
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 20
+TAG = "type"  # the field that tells the members of a union apart, in every request
 
 log = structlog.get_logger(__name__)
 
@@ -156,7 +157,7 @@ async def _on_problem(request: Request, exc: Exception) -> JSONResponse:
 async def _on_validation_error(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, RequestValidationError)  # noqa: S101 - the type under which it is registered
     # The default answer carries `input`, which is personal data here: only place and reason are kept.
-    errors = [FieldError(_pointer(error, exc.body), str(error["msg"])) for error in exc.errors()]
+    errors = [_field_error(error, exc.body) for error in exc.errors()]
     return render(request, invalid_fields(errors))
 
 
@@ -209,21 +210,50 @@ def request_id(request: Request) -> str:
     return str(getattr(request.state, "request_id", ""))
 
 
-def _pointer(error: Mapping[str, Any], body: object) -> str:
-    """Where in the request an error is, as a JSON Pointer; query, path and header come as a first part."""
+def _field_error(error: Mapping[str, Any], body: object) -> FieldError:
+    """Where in the request an error is; query, path and header come as a first part."""
     source, *parts = error["loc"]
     if source != "body":
-        return _join([source, *parts])
-    place, here = [], body
-    for index, part in enumerate(parts):
-        inside = (isinstance(here, dict) and part in here) or (
-            isinstance(here, list) and isinstance(part, int) and part < len(here)
-        )
-        # A part that is in no body names a member of a union, unless it is a field that is missing.
-        if inside or (error["type"] == "missing" and index == len(parts) - 1):
-            place.append(part)
-        here = here[part] if inside else here  # type: ignore[index] # `inside` has looked
-    return _join(place)
+        return FieldError(_join([source, *parts]), str(error["msg"]))
+    place = _place(parts, body, absent=error["type"] == "missing")
+    if error["type"] != "union_tag_invalid":
+        return FieldError(_join(place), str(error["msg"]))
+    # pydantic's own message quotes what was sent.
+    known = error["ctx"]["expected_tags"]
+    if isinstance(_at(place, body), dict):
+        return FieldError(_join([*place, TAG]), f"must be one of {known}")
+    return FieldError(_join(place), f"must be an object whose {TAG} is one of {known}")
+
+
+def _place(parts: Sequence[int | str], here: object, *, absent: bool) -> list[int | str]:
+    """The parts of an error's place that are in the body: the others name the members of unions.
+
+    A field may be called like a member of a union. Then the way that leads to the last part is right, or else the
+    longer one.
+
+    Args:
+        absent: the last part is a field that is missing.
+    """
+    if not parts:
+        return []
+    part, rest = parts[0], parts[1:]
+    skipped = _place(rest, here, absent=absent)
+    if not _holds(here, part):
+        return [part] if absent and not rest else skipped
+    taken = [part, *_place(rest, here[part], absent=absent)]  # type: ignore[index] # `_holds` has looked
+    return max(taken, skipped, key=lambda way: (way[-1:] == [parts[-1]], len(way)))
+
+
+def _holds(here: object, part: int | str) -> bool:
+    if isinstance(here, list):
+        return isinstance(part, int) and part < len(here)
+    return isinstance(here, dict) and part in here
+
+
+def _at(place: Sequence[int | str], body: Any) -> object:  # noqa: ANN401 - any JSON value
+    for part in place:
+        body = body[part]
+    return body
 
 
 def _join(parts: Sequence[int | str]) -> str:

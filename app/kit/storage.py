@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -11,14 +12,18 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+_WRITING = ".writing-"
 _KEY = re.compile(r"[a-z0-9_-]+(/[A-Za-z0-9_.-]+)*")
 
 
 class Storage(Protocol):
-    """A flat store of immutable blobs."""
+    """A flat store of blobs."""
 
     def create(self, key: str) -> AbstractContextManager[BinaryIO]:
-        """A writer whose bytes appear under `key` when the block ends, and not at all when it raises."""
+        """A writer whose bytes appear under `key` when the block ends, and not at all when it raises.
+
+        A blob that is there already is replaced at that moment.
+        """
         ...
 
     def open(self, key: str) -> BinaryIO:
@@ -31,6 +36,14 @@ class Storage(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove a blob; one that is not there is no error."""
+        ...
+
+    def keys(self, prefix: str) -> list[str]:
+        """Every key that begins with ``prefix/``, sorted."""
+        ...
+
+    def delete_all(self, prefix: str) -> None:
+        """Remove every blob whose key begins with ``prefix/``."""
         ...
 
     def local_path(self, key: str) -> Path:
@@ -66,7 +79,7 @@ class LocalStorage:
         for folder in reversed([path.parent, *path.parent.parents]):
             if folder.is_relative_to(self._root):
                 folder.mkdir(exist_ok=True, mode=0o700)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_WRITING)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file
@@ -90,6 +103,16 @@ class LocalStorage:
     def delete(self, key: str) -> None:
         """Remove a blob; one that is not there is no error."""
         self._path(key).unlink(missing_ok=True)
+
+    def keys(self, prefix: str) -> list[str]:
+        """Every key that begins with ``prefix/``, sorted. What is being written is none yet."""
+        files = (path for path in self._path(prefix).rglob("*") if not path.name.startswith(_WRITING))
+        return sorted(path.relative_to(self._root).as_posix() for path in files if path.is_file())
+
+    def delete_all(self, prefix: str) -> None:
+        """Remove every blob whose key begins with ``prefix/``, and what a writer that was killed left there."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._path(prefix))
 
     def local_path(self, key: str) -> Path:
         """The blob's own file. Raises FileNotFoundError."""

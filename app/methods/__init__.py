@@ -3,6 +3,7 @@
 Pydantic only, so that the web side can read it without torch.
 """
 
+from app.methods.fields import describe
 from app.methods.losses import (
     FORGET_LOSSES,
     RETAIN_LOSSES,
@@ -24,6 +25,7 @@ from app.methods.method import (
     METHOD,
     METHOD_REQUEST,
     METHOD_REQUESTS,
+    STORED_METHOD,
     BlurMethod,
     BlurRequest,
     ForgetUpperMethod,
@@ -32,11 +34,12 @@ from app.methods.method import (
     MethodRequest,
     PduMethod,
     PduRequest,
+    StoredMethod,
     WeightedSumMethod,
     WeightedSumRequest,
 )
 from app.methods.policy import DEFAULT_POLICY, POLICIES, Policy, Targets
-from app.methods.stopping import StopAtSteps, StopAtTargets, StopRule
+from app.methods.stopping import STOP_RULES, StopAtSteps, StopAtTargets, StopRule
 
 __all__ = [
     "DEFAULT_POLICY",
@@ -46,6 +49,8 @@ __all__ = [
     "METHOD_REQUESTS",
     "POLICIES",
     "RETAIN_LOSSES",
+    "STOP_RULES",
+    "STORED_METHOD",
     "BlurMethod",
     "BlurRequest",
     "CeuLoss",
@@ -69,9 +74,11 @@ __all__ = [
     "StopAtSteps",
     "StopAtTargets",
     "StopRule",
+    "StoredMethod",
     "Targets",
     "UndialLoss",
     "WeightedSumMethod",
     "WeightedSumRequest",
     "WgaLoss",
+    "describe",
 ]

@@ -24,10 +24,15 @@ def by_type(default: str) -> Discriminator:
     """Choose a member of a union by its ``type``, and this one where none is given."""
 
     def type_of(value: Any) -> str:  # noqa: ANN401 - what a caller sent, or an instance
-        found = value.get("type", default) if isinstance(value, dict) else getattr(value, "type", default)
+        found = value.get("type", default) if isinstance(value, dict) else getattr(value, "type", None)
         return found if isinstance(found, str) else ""
 
     return Discriminator(type_of)
+
+
+def describe(kind: type[BaseModel]) -> str:
+    """What a schema is, from its docstring, on one line."""
+    return " ".join((kind.__doc__ or "").split())
 
 
 def members(union: Any) -> dict[str, type[Strict]]:  # noqa: ANN401 - an annotated union has no type of its own

@@ -79,7 +79,7 @@ class IdkDpoLoss(Strict):
     """Direct preference optimisation of a refusal over the answer, both against the source adapter."""
 
     type: Literal["idk_dpo"] = "idk_dpo"
-    beta: Annotated[float, Field(gt=0, le=10, description="Inverse temperature of the preference.")] = 0.1
+    beta: Annotated[float, Field(gt=0, le=10, description="Inverse temperature of the preference.")] = 0.03
 
 
 class RmuLoss(Strict):
@@ -94,7 +94,7 @@ class RmuLoss(Strict):
         Field(
             gt=0, le=1000, description="Length of the target, in mean lengths of the source's hidden states there."
         ),
-    ] = 5.0
+    ] = 2.0
 
 
 class NllLoss(Strict):

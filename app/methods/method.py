@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Tag, TypeAdapter
+from pydantic import BeforeValidator, Field, Tag, TypeAdapter
 
 from app.methods.fields import Auto, BatchSize, Gamma, Steps, Strict, Weight, by_type, members
 from app.methods.losses import ForgetLoss, NllLoss, NpoLoss, RetainLoss
 from app.methods.stopping import StopAtTargets, StopRule
 
-AUTO_GAMMA = 0.3
-MIN_AUTO_STEPS = 160
+AUTO_GAMMA = 0.5
+MIN_AUTO_STEPS = 240
 MAX_AUTO_STEPS = 4000
-AUTO_FORGET_EPOCHS = 16
+AUTO_FORGET_EPOCHS = 24
 
 _GAMMA_SCALE = Field(
     description='"relative" makes gamma scale-free: the part that forgets is gamma times as long as the part that '
@@ -31,9 +31,17 @@ _GammaScale = Annotated[Literal["relative", "absolute"], _GAMMA_SCALE]
 class _Knobs(Strict):
     """What every method has and nothing has to resolve."""
 
-    forget_loss: ForgetLoss = NpoLoss()
-    retain_loss: RetainLoss = NllLoss()
-    stop: StopRule = StopAtTargets()
+    forget_loss: Annotated[ForgetLoss, Field(description="What makes the forget set unlikely.")] = NpoLoss()
+    retain_loss: Annotated[RetainLoss, Field(description="What keeps the retain set.")] = NllLoss()
+    floor: Annotated[
+        Literal["base", "none"],
+        Field(
+            description='"base" lets go of a token of a forget answer while it is no likelier than under the base '
+            'model alone, so that nothing is pushed below "never seen". "none" leaves the end to the forget loss; '
+            "a fresh adapter, which starts as the base model, needs it."
+        ),
+    ] = "base"
+    stop: Annotated[StopRule, Field(description="When training ends, and which point is kept.")] = StopAtTargets()
     schedule: Annotated[
         Literal["constant", "linear", "cosine"],
         Field(description="Course of the learning rate after the warm-up: constant, or down to zero."),
@@ -112,7 +120,10 @@ class _AutoGamma(_Request):
             description='Rate at which the level with priority progresses. "auto" is relative and serves every loss.'
         ),
     ] = "auto"
-    gamma_scale: Annotated[_GammaScale | None, _GAMMA_SCALE] = None
+    gamma_scale: Annotated[
+        _GammaScale | None,
+        Field(description=f'{_GAMMA_SCALE.description} Left out: relative where gamma is "auto", else absolute.'),
+    ] = None
 
     def _resolved(self, forget_records: int) -> dict[str, Any]:
         knobs = super()._resolved(forget_records)
@@ -138,7 +149,7 @@ class _BlurKnobs(Strict):
 
 
 class BlurRequest(_BlurKnobs, _AutoGamma):
-    """BLUR: forgetting has priority; retaining uses what is orthogonal to it."""
+    """BLUR (arXiv 2506.08164): forgetting has priority; retaining uses what is orthogonal to it."""
 
 
 class BlurMethod(_BlurKnobs, _Knobs):
@@ -217,6 +228,21 @@ Method = Annotated[
     | Annotated[PduMethod, Tag("pdu")],
     by_type("blur"),
 ]
+
+
+# Knobs that came after version 0.1, where their default is not what version 0.1 did.
+_VERSION_0_1 = {"stop": {"type": "steps"}, "floor": "none", "gamma_scale": "absolute"}
+
+
+def _complete(value: object) -> object:
+    """Jobs of version 0.1 name fewer knobs; later ones name them all."""
+    return _VERSION_0_1 | value if isinstance(value, dict) and "stop" not in value else value
+
+
+StoredMethod = Annotated[Method, BeforeValidator(_complete)]
+"""A method as a job holds it, of this version or an earlier one."""
+
 METHOD_REQUEST: TypeAdapter[MethodRequest] = TypeAdapter(MethodRequest)
 METHOD: TypeAdapter[Method] = TypeAdapter(Method)
+STORED_METHOD: TypeAdapter[Method] = TypeAdapter(StoredMethod)
 METHOD_REQUESTS = members(MethodRequest)

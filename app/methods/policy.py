@@ -35,7 +35,7 @@ class Policy(Strict):
     min_retain_rouge_l_recall_ratio: _Share = 0.90
     training_max_forget_probability: _Share = 0.10
     training_max_forget_extraction_strength: _Share = 0.04
-    training_min_retain_probability_ratio: _Share = 0.97
+    training_min_retain_probability_ratio: _Share = 0.98
 
     @property
     def targets(self) -> Targets:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Tag
 
-from app.methods.fields import Strict, by_type
+from app.methods.fields import Strict, by_type, members
 
 
 class StopAtTargets(Strict):
@@ -37,3 +37,4 @@ class StopAtSteps(Strict):
 StopRule = Annotated[
     Annotated[StopAtTargets, Tag("targets")] | Annotated[StopAtSteps, Tag("steps")], by_type("targets")
 ]
+STOP_RULES = members(StopRule)

@@ -18,7 +18,7 @@ from app.datasets.tables import Dataset
 from app.evaluations.tables import EvaluationRow
 from app.jobs import transitions
 from app.jobs.tables import OutboxMessage, Run, UnlearnJob
-from app.methods import DEFAULT_POLICY
+from app.methods import DEFAULT_POLICY, FORGET_LOSSES, METHOD_REQUESTS, RETAIN_LOSSES, STOP_RULES, BlurRequest
 from app.settings import Settings
 from tests.app.conftest import post_adapter, post_job, record, upload
 
@@ -54,8 +54,7 @@ async def test_an_accepted_job_shows_every_knob(client: httpx.AsyncClient) -> No
         None,
         0,
     )
-    assert (job["method"]["gamma"], job["method"]["steps"]) == (0.05, 80)
-    assert job["method"]["forget_loss"] == {"type": "npo", "beta": 0.03}
+    assert job["method"] == BlurRequest().resolve(1).model_dump()
     assert job["policy"] == DEFAULT_POLICY.model_dump()
     assert (job["seed"], job["metadata"], job["verdict"], job["error"]) == (7, {"case": "7"}, None, None)
     assert job["due_at"] == "2026-02-28T12:00:00Z"
@@ -85,8 +84,9 @@ async def test_a_seed_is_drawn_and_shown(client: httpx.AsyncClient) -> None:
 
 async def test_steps_follow_the_size_of_the_forget_set(client: httpx.AsyncClient) -> None:
     records = [record(f"Name {number}") for number in range(50)]
-    job = await new_job(client, forget_set={"records": records})
-    assert job["method"]["steps"] == 16 * 7
+    job = await new_job(client, forget_set={"records": records}, method={"forget_batch_size": 1})
+    assert job["method"]["steps"] == BlurRequest(forget_batch_size=1).resolve(50).steps
+    assert job["method"]["steps"] > BlurRequest(forget_batch_size=1).resolve(1).steps
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,35 @@ async def test_steps_follow_the_size_of_the_forget_set(client: httpx.AsyncClient
         ({"forget_set": {"records": [{"prompt": MARKER}]}}, "/forget_set/records/0"),
         ({"forget_set": {"records": [record("Ada"), 7]}}, "/forget_set/records/1"),
         ({"method": {"type": "magic"}}, "/method/type"),
+        ({"method": {"type": 7}}, "/method/type"),
+        ({"method": {"type": None}}, "/method/type"),
+        ({"method": None}, "/method"),
+        ({"method": "blur"}, "/method"),
+        ({"method": {"blur": 1}}, "/method/blur"),
+        ({"method": {"type": "pdu", "gamma": 1}}, "/method/gamma"),
+        ({"method": {"steps": 0}}, "/method/steps"),
+        ({"method": {"passes": "three"}}, "/method/passes"),
+        ({"method": {"stop": {"every": 0}}}, "/method/stop/every"),
+        ({"method": {"stop": {"type": "never"}}}, "/method/stop/type"),
+        ({"method": {"forget_loss": {"type": "simpo"}}}, "/method/forget_loss/type"),
+        ({"method": {"forget_loss": "npo"}}, "/method/forget_loss"),
+        ({"method": {"forget_loss": {"beta": 0}}}, "/method/forget_loss/beta"),
+        (
+            {"method": {"type": "weighted_sum", "forget_loss": {"type": "simnpo", "delta": -1}}},
+            "/method/forget_loss/delta",
+        ),
+        # A field that is called like the member of the union that it is in.
+        ({"method": {"forget_loss": {"npo": 1, "beta": 0}}}, "/method/forget_loss/beta"),
+        ({"method": {"forget_loss": {"npo": 1}}}, "/method/forget_loss/npo"),
+        ({"method": {"retain_loss": {"type": "kl", "beta": 1}}}, "/method/retain_loss/beta"),
         ({"method": {"gamma": -1}}, "/method/gamma"),
         ({"method": {"learning_rate": "fast"}}, "/method/learning_rate"),
         ({"method": {"forget_loss": {"type": "npo", "beta": 0}}}, "/method/forget_loss/beta"),
         ({"policy": "lenient"}, "/policy"),
         ({"policy": {"max_forget_probability": 0.9}}, "/policy/max_forget_probability"),
         ({"policy": {"min_retain_probability_ratio": 0.5}}, "/policy/min_retain_probability_ratio"),
+        ({"policy": {"training_max_forget_probability": 0.9}}, "/policy/training_max_forget_probability"),
+        ({"policy": {"training_min_retain_probability_ratio": 0}}, "/policy/training_min_retain_probability_ratio"),
         ({"policy": {"max_smell": 1}}, "/policy/max_smell"),
         ({"policy": {"name": "mine"}}, "/policy"),
         ({"seed": -1}, "/seed"),
@@ -144,6 +167,59 @@ async def test_a_bad_request_names_the_field_and_stores_nothing(
         counts = [connection.scalar(text(f"SELECT count(*) FROM {table}")) for table in tables]  # noqa: S608
     assert counts == [0, 0, 0, 0, 0]
     assert not [path for path in settings.storage_dir.rglob("datasets/**/*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("method", "known"),
+    [
+        ({"type": MARKER}, METHOD_REQUESTS),
+        ({"forget_loss": {"type": MARKER}}, FORGET_LOSSES),
+        ({"retain_loss": MARKER}, RETAIN_LOSSES),
+        ({"stop": {"type": MARKER}}, STOP_RULES),
+    ],
+)
+async def test_an_unknown_type_names_the_known_ones_and_not_what_was_sent(
+    client: httpx.AsyncClient, method: dict[str, Any], known: dict[str, Any]
+) -> None:
+    response = await post_job(client, method=method)
+    assert [name for name in known if f"'{name}'" not in response.json()["detail"]] == []
+    assert MARKER not in response.text
+
+
+@pytest.mark.parametrize("name", METHOD_REQUESTS)
+async def test_every_method_is_accepted_with_every_loss(client: httpx.AsyncClient, name: str) -> None:
+    for forget_loss in FORGET_LOSSES:
+        job = await new_job(client, method={"type": name, "forget_loss": {"type": forget_loss}})
+        assert (job["method"]["type"], job["method"]["forget_loss"]["type"]) == (name, forget_loss)
+        assert "auto" not in (job["method"]["steps"], job["method"].get("gamma"))
+
+
+# As version 0.1 stored them, word for word.
+OLD_METHOD = {
+    "type": "blur", "forget_loss": {"type": "npo", "beta": 0.03}, "retain_loss": {"type": "nll"},
+    "projection": "raw", "scope": "global", "forget_batch_size": 8, "retain_batch_size": 8, "micro_batch_size": 8,
+    "learning_rate": 0.0005, "warmup_steps": 0, "weight_decay": 0.0, "max_grad_norm": 1.0, "max_length": 512,
+    "gamma": 0.05, "steps": 80,
+}  # fmt: skip
+OLD_POLICY = {
+    "name": "default", "version": 1, "max_forget_probability": 0.2, "max_forget_extraction_strength": 0.1,
+    "max_forget_rouge_l_recall": 0.45, "min_retain_probability_ratio": 0.9, "min_retain_rouge_l_recall_ratio": 0.9,
+}  # fmt: skip
+
+
+async def test_a_job_of_version_0_1_is_shown_as_it_was_run(client: httpx.AsyncClient, engine: Engine) -> None:
+    job_id = (await new_job(client))["id"]
+    with Session(engine) as session, session.begin():
+        row = session.get_one(UnlearnJob, job_id)
+        row.method, row.policy = OLD_METHOD, OLD_POLICY
+    job = (await client.get(f"/unlearn-jobs/{job_id}")).json()
+    assert {name: job["method"][name] for name in OLD_METHOD if name != "forget_loss"} == {
+        name: value for name, value in OLD_METHOD.items() if name != "forget_loss"
+    }
+    assert job["method"]["forget_loss"] == {"type": "npo", "beta": 0.03, "per_token": False}
+    # It took every step, whatever the default of today.
+    assert (job["method"]["stop"], job["method"]["gamma_scale"]) == ({"type": "steps"}, "absolute")
+    assert {name: job["policy"][name] for name in OLD_POLICY} == OLD_POLICY
 
 
 async def test_sets_of_the_wrong_purpose_are_refused(client: httpx.AsyncClient) -> None:
@@ -193,6 +269,12 @@ async def test_a_policy_may_be_tightened(client: httpx.AsyncClient) -> None:
     assert job["policy"]["name"] == "default.tightened"
 
 
+async def test_training_may_be_asked_to_go_further(client: httpx.AsyncClient) -> None:
+    stricter = {"training_max_forget_extraction_strength": 0.0, "training_min_retain_probability_ratio": 1.0}
+    job = await new_job(client, policy=stricter)
+    assert {name: job["policy"][name] for name in stricter} == stricter
+
+
 async def test_the_same_key_and_body_make_one_job(client: httpx.AsyncClient) -> None:
     headers = {"Idempotency-Key": "k-1"}
     forget = await upload(client, "forget", record("Ada"))
@@ -240,6 +322,20 @@ async def test_a_queued_job_is_cancelled_at_once(client: httpx.AsyncClient) -> N
     assert (response.status_code, response.json()["status"]) == (202, "cancelled")
     assert response.json()["finished_at"] is not None
     assert (await client.post(f"/unlearn-jobs/{job}/cancel")).status_code == 409
+
+
+async def test_what_a_worker_left_of_a_queued_job_is_deleted_when_it_is_cancelled(
+    client: httpx.AsyncClient, engine: Engine
+) -> None:
+    job = await new_job(client)
+    claim(engine, job["run_id"])
+    with Session(engine) as session, session.begin():
+        assert session.scalars(transitions.hand_back(job["run_id"], 1)).one()
+    assert (await client.post(f"/unlearn-jobs/{job['id']}/cancel")).json()["status"] == "cancelled"
+    with Session(engine) as session:
+        last = session.scalars(select(OutboxMessage).order_by(OutboxMessage.id.desc())).first()
+    assert last is not None
+    assert (last.task, last.argument) == (outbox.DELETE_CHECKPOINTS_TASK, job["run_id"])
 
 
 async def test_a_running_job_is_asked_to_stop(client: httpx.AsyncClient, engine: Engine) -> None:
@@ -330,10 +426,20 @@ async def test_a_body_that_grows_over_the_limit_is_refused(app: FastAPI, client:
 
 
 async def test_methods_and_policies_are_listed(client: httpx.AsyncClient) -> None:
-    method = (await client.get("/methods")).json()["data"][0]
-    assert method["type"] == "blur"
-    assert method["defaults"]["gamma"] == "auto"
-    assert set(method["defaults"]) == set(method["json_schema"]["properties"])
+    answer = (await client.get("/methods")).json()
+    unions = {
+        "data": METHOD_REQUESTS, "forget_losses": FORGET_LOSSES, "retain_losses": RETAIN_LOSSES,
+        "stop_rules": STOP_RULES,
+    }  # fmt: skip
+    for field, members in unions.items():
+        assert [entry["type"] for entry in answer[field]] == list(members)
+        for entry in answer[field]:
+            assert entry["description"]
+            assert "\n" not in entry["description"]
+            assert entry["defaults"]["type"] == entry["type"]
+            assert set(entry["defaults"]) == set(entry["json_schema"]["properties"])
+    blur = answer["data"][0]
+    assert (blur["object"], blur["type"], blur["defaults"]["gamma"]) == ("method", "blur", "auto")
     assert (await client.get("/policies")).json()["data"] == [DEFAULT_POLICY.model_dump()]
 
 

@@ -10,7 +10,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
-TARGETS = ("help", "demo", "test", "test-slow", "lint", "types", "imports", "check", "format", "install", "clean")
+TARGETS = (
+    "help", "demo", "test", "test-slow", "docs", "lint", "types", "imports", "check", "format", "install", "clean",
+)  # fmt: skip
 
 
 def make(*arguments: str, directory: Path = ROOT, path: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -17,8 +17,10 @@ from app.demo.service import running_service
 from app.embedded.data_directory import DataDirectory
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
-# A lost worker is noticed within seconds instead of a minute.
-SETTINGS = {"LETHE_LEASE_SECONDS": "4", "LETHE_HEARTBEAT_SECONDS": "1"}
+# A lost worker is noticed within seconds instead of a minute, and leaves a checkpoint that is no older.
+SETTINGS = {"LETHE_LEASE_SECONDS": "4", "LETHE_HEARTBEAT_SECONDS": "1", "LETHE_CHECKPOINT_SECONDS": "0.5"}
+# More steps than any test waits for, whatever they have reached.
+ENDLESS = {"steps": 5000, "stop": {"type": "steps"}}
 PATIENCE = 240.0
 FINAL = {"succeeded", "gate_failed", "failed", "cancelled"}
 Jobs = Callable[..., dict[str, Any]]
@@ -90,6 +92,14 @@ def wait(http: httpx.Client, job_id: str, until: Callable[[dict[str, Any]], bool
         assert time.monotonic() < deadline, job
         assert job["status"] not in FINAL, job
         time.sleep(0.2)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until something is so that no job tells of."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen"
+        time.sleep(0.1)
 
 
 def finished(job: dict[str, Any]) -> bool:

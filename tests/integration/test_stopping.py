@@ -13,7 +13,7 @@ import psutil
 
 from app.demo.service import running_service
 from app.embedded.data_directory import DataDirectory
-from tests.integration.conftest import DEMO, events, finished, ok, register_adapter, submit, wait
+from tests.integration.conftest import DEMO, ENDLESS, events, finished, ok, register_adapter, submit, wait
 
 
 @contextmanager
@@ -44,14 +44,17 @@ def test_a_run_survives_a_stop_and_no_process_does() -> None:
     with service(data_dir) as http:
         ok(http.post("/base-models", json={"name": "lethe-demo-base", "source": "base"}), 201)
         register_adapter(http, "bot", "lethe-demo-base", DEMO / "adapter")
-        job_id = submit(http, "bot", method={"steps": 5000})
+        job_id = submit(http, "bot", method=ENDLESS)
         wait(http, job_id, lambda job: job["progress"]["step"] > 0)
         assert len(processes_of(data_dir)) > 3
     assert processes_of(data_dir) == []
     with service(data_dir) as http:
         job = wait(http, job_id, lambda job: job["progress"]["step"] > 0 and job["attempt"] == 2)
         assert job["status"] == "running"
-        assert "handed back by a worker that was told to stop" in events(http, job_id)
+        history = events(http, job_id)
+        assert "handed back by a worker that was told to stop" in history
+        (resumed,) = (line for line in history if line.startswith("going on from step"))
+        assert job["progress"]["step"] > int(resumed.split()[4].rstrip(",")) > 0
         ok(http.post(f"/unlearn-jobs/{job_id}/cancel"), 202)
         assert wait(http, job_id, finished)["status"] == "cancelled"
     assert processes_of(data_dir) == []

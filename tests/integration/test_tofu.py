@@ -20,8 +20,8 @@ from tests.integration.conftest import finished, ok, register_adapter, upload, w
 from worker.unlearning.batches import FORGET_STREAM, batch_indices, collate
 from worker.unlearning.encoding import encode_records
 from worker.unlearning.lora import known_peft_warnings
-from worker.unlearning.losses import token_nll
-from worker.unlearning.models import label_logits, load_base, pad_id
+from worker.unlearning.models import load_base, pad_id
+from worker.unlearning.scoring import token_nll
 
 SHARED = Path(os.environ.get("LETHE_BENCHMARK_DATA", Path(__file__).parents[3] / "shared"))
 BASE = SHARED / "models" / "stories260K"
@@ -60,7 +60,8 @@ def train_adapter(folder: Path) -> None:
     for step in range(STEPS):
         chosen = batch_indices(0, step, len(examples), 16, stream=FORGET_STREAM)
         batch = collate([examples[index] for index in chosen], pad_id(tokenizer))
-        loss = token_nll(label_logits(model, batch), batch.labels).mean()
+        logits = model(input_ids=batch.input_ids).logits.flatten(0, 1)
+        loss = token_nll(logits[batch.positions], batch.labels).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -15,10 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.integration.conftest import DEMO, events, finished, ok, register_adapter, submit, wait
-
-# Enough to go through every phase; what it forgets is the demo's affair.
-QUICK = {"steps": 6}
+from tests.integration.conftest import DEMO, ENDLESS, events, eventually, finished, ok, register_adapter, submit, wait
 
 
 @pytest.fixture
@@ -91,7 +88,7 @@ def test_a_gate_that_fails_releases_nothing(http: httpx.Client, adapter: str) ->
 
 
 def test_a_running_job_is_cancelled(http: httpx.Client, adapter: str) -> None:
-    job_id = submit(http, adapter, method={"steps": 5000})
+    job_id = submit(http, adapter, method=ENDLESS)
     wait(http, job_id, lambda job: job["progress"]["step"] > 0)
     ok(http.post(f"/unlearn-jobs/{job_id}/cancel"), 202)
     job = wait(http, job_id, finished)
@@ -100,17 +97,27 @@ def test_a_running_job_is_cancelled(http: httpx.Client, adapter: str) -> None:
     assert ok(http.get(f"/adapters/{adapter}"))["head"] == 1
 
 
-def test_a_killed_worker_loses_no_job(http: httpx.Client, adapter: str, data_dir: Path) -> None:
-    job_id = submit(http, adapter, method=QUICK)
-    wait(http, job_id, lambda job: job["status"] == "running")
-    task = gpu_task(data_dir)
-    os.kill(task.pid, signal.SIGKILL)
+def test_a_killed_worker_s_run_goes_on_to_the_bytes_of_one_that_was_not_killed(
+    http: httpx.Client, adapter: str, demo_base: str, data_dir: Path
+) -> None:
+    method = {"steps": 60, "stop": {"type": "steps"}}
+    register_adapter(http, f"{adapter}-whole", demo_base, DEMO / "adapter")
+    whole = wait(http, submit(http, f"{adapter}-whole", method=method), finished)
+    job_id = submit(http, adapter, method=method)
+    kept = data_dir / "storage" / "checkpoints" / ok(http.get(f"/unlearn-jobs/{job_id}"))["run_id"]
+    eventually(lambda: any(path.is_file() for path in kept.rglob("[0-9]*")))
+    os.kill(gpu_task(data_dir).pid, signal.SIGKILL)
     job = wait(http, job_id, finished)
-    assert job["status"] in {"succeeded", "gate_failed"}
-    assert job["attempt"] == 2
+    assert (job["attempt"], job["status"]) == (2, whole["status"])
     history = events(http, job_id)
     assert "the worker of attempt 1 was lost; queued again" in history
     assert sum("started" in message for message in history) == 2
+    assert any(message.startswith("going on from step") for message in history)
+    digests = [
+        ok(http.get(f"/unlearn-jobs/{each['id']}/evaluation"))["result_weights_sha256"] for each in (whole, job)
+    ]
+    assert digests[0] == digests[1]
+    eventually(lambda: not kept.exists())
 
 
 def test_nothing_of_the_records_reaches_the_service_s_output(http: httpx.Client, data_dir: Path) -> None:

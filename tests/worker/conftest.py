@@ -1,4 +1,4 @@
-"""Tiny base models of four architectures, each with a LoRA adapter, made once per session."""
+"""Tiny base models of several architectures, each with a LoRA adapter, made once per session."""
 
 from __future__ import annotations
 
@@ -13,12 +13,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -28,13 +36,20 @@ from transformers import (
 
 from app.methods import BlurMethod
 from worker.unlearning.encoding import Example, encode_records
-from worker.unlearning.loop import sequence_nll
 from worker.unlearning.lora import attach_adapter, known_peft_warnings
 from worker.unlearning.models import load_base
+from worker.unlearning.step import label_nll
 
 VOCABULARY = 384
 CONTEXT = 96
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "mistral")
+# Scaled or capped logits, sliding windows, parallel residuals, learned positions, a backbone within the backbone.
+UNUSUAL_ARCHITECTURES = ("granite", "gemma2", "gpt_neox", "opt")
+MODULES = {
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    "opt": ["q_proj", "v_proj", "out_proj", "fc1", "fc2"],
+}
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
@@ -92,23 +107,31 @@ def build_model(architecture: str) -> PreTrainedModel:
     """A random model of the architecture with two layers. GPT-2 keeps its dropout and ties its embeddings."""
     # Wide random weights: with the usual narrow ones the frozen output layer could not express any
     # preference.
-    small: dict[str, Any] = {"vocab_size": VOCABULARY, "initializer_range": 0.3}
-    small |= {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
-    gpt2 = GPT2Config(**small, n_positions=CONTEXT, n_embd=32, n_layer=2, n_head=2)
-    small |= {
-        "max_position_embeddings": CONTEXT,
+    plain: dict[str, Any] = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    wide = plain | {"initializer_range": 0.3}
+    layers: dict[str, Any] = {
         "hidden_size": 32,
-        "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "num_key_value_heads": 1,
+        "max_position_embeddings": CONTEXT,
     }
-    torch.manual_seed(ARCHITECTURES.index(architecture))
+    gated = wide | layers | {"intermediate_size": 48, "num_key_value_heads": 1}
+    torch.manual_seed((*ARCHITECTURES, *UNUSUAL_ARCHITECTURES).index(architecture))
     made: dict[str, Callable[[], PreTrainedModel]] = {
-        "llama": lambda: LlamaForCausalLM(LlamaConfig(**small, tie_word_embeddings=True)),
-        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**small)),
-        "gpt2": lambda: GPT2LMHeadModel(gpt2),
-        "mistral": lambda: MistralForCausalLM(MistralConfig(**small, sliding_window=16)),
+        "llama": lambda: LlamaForCausalLM(LlamaConfig(**gated, tie_word_embeddings=True)),
+        "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**gated)),
+        "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**wide, n_positions=CONTEXT, n_embd=32, n_layer=2, n_head=2)),
+        "mistral": lambda: MistralForCausalLM(MistralConfig(**gated, sliding_window=16)),
+        "granite": lambda: GraniteForCausalLM(
+            GraniteConfig(**gated, logits_scaling=8.0, embedding_multiplier=2.0, residual_multiplier=0.5)
+        ),
+        "gemma2": lambda: Gemma2ForCausalLM(
+            Gemma2Config(**gated, head_dim=16, sliding_window=16, final_logit_softcapping=5.0)
+        ),
+        "gpt_neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**wide, **layers, intermediate_size=48)),
+        "opt": lambda: OPTForCausalLM(
+            OPTConfig(**plain, **layers, init_std=0.3, ffn_dim=48, word_embed_proj_dim=16, dropout=0.1)
+        ),
     }
     return made[architecture]()
 
@@ -132,20 +155,18 @@ class Tiny:
         return parsed
 
 
-def make_tiny(directory: Path, architecture: str) -> Tiny:
-    """Write a tiny base and its adapter below the directory."""
+def make_tiny(directory: Path, architecture: str, modules: list[str] | None = None) -> Tiny:
+    """Write a tiny base and its adapter below the directory; on these modules, or on the usual linear ones."""
     base, adapter = directory / "base", directory / "adapter"
     build_model(architecture).save_pretrained(base)
     train_tokenizer().save_pretrained(base)
     model, _ = load_base(base)
-    gpt2 = architecture == "gpt2"
-    modules = ["c_attn", "c_proj", "c_fc"] if gpt2 else ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
     config = LoraConfig(
         r=4,
         lora_alpha=8,
         lora_dropout=0.1,
-        target_modules=modules,
-        fan_in_fan_out=gpt2,
+        target_modules=modules or MODULES.get(architecture, ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]),
+        fan_in_fan_out=architecture == "gpt2",
         task_type="CAUSAL_LM",
     )
     model.config.name_or_path = ""
@@ -153,15 +174,15 @@ def make_tiny(directory: Path, architecture: str) -> Tiny:
         peft_model = get_peft_model(model, config)
     torch.manual_seed(7)
     for name, parameter in peft_model.named_parameters():
-        if "lora_B" in name:  # zero by default, which would make the adapter do nothing
+        if "lora_B" in name or "lora_embedding_A" in name:  # zero at first: the adapter would do nothing
             torch.nn.init.normal_(parameter, std=0.1)
-    peft_model.save_pretrained(str(adapter))
+    peft_model.save_pretrained(str(adapter), save_embedding_layers=False)
     return Tiny(architecture, base, adapter)
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """Every architecture in turn."""
+    """Every usual architecture in turn."""
     return make_tiny(tmp_path_factory.mktemp(request.param), request.param)
 
 
@@ -183,16 +204,18 @@ def encode(records: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def blur_method(**knobs: Any) -> BlurMethod:
-    """A resolved method, small enough for tiny models."""
-    return BlurMethod.model_validate({"gamma": 0.05, "steps": 5, "max_length": CONTEXT} | knobs)
+    """A resolved method, small enough for tiny models. It takes every step, and no floor holds it."""
+    small = {"gamma": 0.05, "steps": 5, "max_length": CONTEXT, "stop": {"type": "steps"}, "floor": "none"}
+    return BlurMethod.model_validate(small | knobs)
 
 
 def memorise(model: Any, examples: list[Example], *, steps: int = 60, rate: float = 2e-2) -> None:
     """Train the factors on the examples until they are known by heart."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate)
-    train = sequence_nll.__wrapped__  # type: ignore[attr-defined] # without its no_grad
+    train = label_nll.__wrapped__  # type: ignore[attr-defined] # without its no_grad
     for _ in range(steps):
         optimizer.zero_grad()
-        train(model, examples, 2, len(examples)).mean().backward()
+        loss = torch.stack([nll.sum() for nll in train(model, examples, 2, len(examples))]).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     optimizer.zero_grad()

@@ -15,7 +15,7 @@ from app.datasets.records import to_line, validate_record
 from app.datasets.tables import Dataset
 from app.jobs.tables import JobEvent, Run, UnlearnJob
 from app.kit.ids import new_id
-from app.methods import DEFAULT_POLICY, BlurMethodRequest
+from app.methods import DEFAULT_POLICY, METHOD_REQUEST
 from app.settings import get_settings
 from worker.database import new_session, storage
 
@@ -76,7 +76,7 @@ def add_job(
     retain_set = add_dataset("retain", retain or [{"text": "keep me"}])
     run = Run(id=new_id("run"), tenant_id=TENANT, adapter_id=adapter.id)
     now = datetime.now(UTC)
-    knobs = BlurMethodRequest.model_validate(method or {}).resolve(forget_set.records)
+    knobs = METHOD_REQUEST.validate_python(method or {}).resolve(forget_set.records)
     job = UnlearnJob(
         id=new_id("job"), tenant_id=TENANT, adapter_id=adapter.id, run_id=run.id, forget_set_id=forget_set.id,
         retain_set_id=retain_set.id, method=knobs.model_dump(),

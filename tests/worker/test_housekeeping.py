@@ -19,10 +19,11 @@ pytestmark = pytest.mark.usefixtures("service")
 PAST = datetime(2020, 1, 1, tzinfo=UTC)
 
 
-def waiting() -> list[str]:
-    """What waits in the outbox."""
+def waiting(task: str | None = None) -> list[str]:
+    """What waits in the outbox, for one task or any."""
+    messages = select(OutboxMessage.argument).order_by(OutboxMessage.id)
     with new_session() as session:
-        return list(session.scalars(select(OutboxMessage.argument).order_by(OutboxMessage.id)))
+        return list(session.scalars(messages if task is None else messages.where(OutboxMessage.task == task)))
 
 
 def add_messages(*arguments: str) -> None:
@@ -93,6 +94,7 @@ def test_a_run_that_loses_its_workers_again_and_again_is_given_up() -> None:
     assert ended.error is not None
     assert ended.error["code"] == "worker_lost"
     assert waiting()[-1] == following.run_id
+    assert waiting(outbox.DELETE_CHECKPOINTS_TASK) == [job.run_id]
 
 
 def test_a_lost_run_that_was_to_be_cancelled_is_cancelled() -> None:
@@ -101,7 +103,8 @@ def test_a_lost_run_that_was_to_be_cancelled_is_cancelled() -> None:
     change(Run, job.run_id, cancel_requested_at=PAST)
     reap_runs()
     assert (run_of(job).status, job_of(job).status) == ("cancelled", "cancelled")
-    assert waiting() == []
+    assert waiting(outbox.RUN_TASK) == []
+    assert waiting(outbox.DELETE_CHECKPOINTS_TASK) == [job.run_id]
 
 
 def test_a_run_that_nobody_took_is_announced_again_with_growing_waits() -> None:

@@ -12,6 +12,8 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app import outbox
+from app.jobs import transitions
 from app.jobs.tables import JobEvent, OutboxMessage, Run, UnlearnJob
 from tests.worker.rows import add_adapter, add_job, change, job_of, messages, run_of
 from worker.database import new_session
@@ -26,6 +28,13 @@ def hold(run_id: str, *, heartbeat: float = 30.0, is_stopping: Callable[[], bool
     held = claim(run_id, "w", LEASE)
     assert held is not None
     return Lease(held, LEASE, heartbeat, is_stopping)
+
+
+def waiting_messages() -> list[tuple[str, str]]:
+    """Task and argument of what waits in the outbox."""
+    with new_session() as session:
+        messages = session.scalars(select(OutboxMessage).order_by(OutboxMessage.id))
+        return [(message.task, message.argument) for message in messages]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -50,9 +59,10 @@ def never(check: Callable[[], None]) -> Callable[[], bool]:
 def test_a_queued_run_is_claimed_once() -> None:
     job = add_job(add_adapter())
     held = claim(job.run_id, "first", LEASE)
-    assert held == Claim(job.run_id, 1, job.tenant_id, job.adapter_id)
-    assert claim(job.run_id, "second", LEASE) is None
     run = run_of(job)
+    assert run.started_at is not None
+    assert held == Claim(job.run_id, 1, job.tenant_id, job.adapter_id, run.started_at)
+    assert claim(job.run_id, "second", LEASE) is None
     assert (run.status, run.phase, run.worker, run.attempt) == ("running", "preparing", "first", 1)
     assert run.lease_until is not None
     assert job_of(job).status == "running"
@@ -129,6 +139,43 @@ def test_a_worker_that_is_told_to_stop_hands_back() -> None:
         lease.progress(step=1)
 
 
+def test_handing_back_can_be_put_off_for_a_while_only() -> None:
+    job = add_job(add_adapter())
+    with hold(job.run_id, is_stopping=lambda: True) as lease:
+        with lease.postponing(0.2):
+            lease.progress(step=1)
+            assert lease.stopping
+            with pytest.raises(HandBack):
+                wait_for(never(lease.check))
+        with lease.postponing(60):
+            lease.check()
+        with pytest.raises(HandBack):
+            lease.check()
+
+
+def test_putting_off_holds_back_nothing_but_handing_back() -> None:
+    job = add_job(add_adapter())
+    with hold(job.run_id, is_stopping=lambda: True) as lease, lease.postponing(60):
+        change(Run, job.run_id, cancel_requested_at=job.requested_at)
+        with pytest.raises(Cancelled):
+            lease.progress(step=1)
+        change(Run, job.run_id, attempt=2)
+        with pytest.raises(Fenced):
+            lease.progress(step=2)
+
+
+def test_a_run_keeps_its_start_over_attempts_until_it_is_retried() -> None:
+    job = add_job(add_adapter())
+    first = hold(job.run_id)
+    first.hand_back()
+    second = hold(job.run_id)
+    assert second.claim.started_at == first.claim.started_at
+    second.end("failed", "broken")
+    with new_session() as session, session.begin():
+        assert session.scalars(transitions.retry(job.run_id)).one()
+    assert hold(job.run_id).claim.started_at > first.claim.started_at
+
+
 WRITES: dict[str, Callable[[Lease], None]] = {
     "progress": lambda lease: lease.progress(step=9),
     "event": lambda lease: lease.event("stale"),
@@ -167,8 +214,8 @@ def test_the_end_of_a_run_is_the_end_of_its_job_and_wakes_the_next() -> None:
     assert ended.finished_at is not None
     run = run_of(job)
     assert (run.status, run.lease_until, run.phase) == ("gate_failed", None, None)
+    assert waiting_messages() == [(outbox.DELETE_CHECKPOINTS_TASK, job.run_id), (outbox.RUN_TASK, waiting.run_id)]
     with new_session() as session:
-        assert session.scalars(select(OutboxMessage.argument)).all() == [waiting.run_id]
         levels = session.scalars(select(JobEvent.level).where(JobEvent.job_id == job.id).order_by(JobEvent.id)).all()
     assert levels == ["info", "warn"]
 
@@ -191,8 +238,8 @@ def test_a_run_that_is_handed_back_can_be_claimed_again() -> None:
     job = add_job(add_adapter())
     hold(job.run_id).hand_back()
     assert (run_of(job).status, job_of(job).status) == ("queued", "queued")
-    with new_session() as session:
-        assert session.scalars(select(OutboxMessage.argument)).all() == [job.run_id]
+    # Its checkpoints stay: the next attempt goes on from them.
+    assert waiting_messages() == [(outbox.RUN_TASK, job.run_id)]
     held = claim(job.run_id, "other", LEASE)
     assert held is not None
     assert held.attempt == 2
@@ -206,5 +253,4 @@ def test_a_run_that_is_handed_back_after_cancelling_was_asked_for_is_cancelled()
     change(Run, job.run_id, cancel_requested_at=job.requested_at)
     lease.hand_back()
     assert (run_of(job).status, job_of(job).status) == ("cancelled", "cancelled")
-    with new_session() as session:
-        assert session.scalars(select(OutboxMessage.argument)).all() == [waiting.run_id]
+    assert waiting_messages() == [(outbox.DELETE_CHECKPOINTS_TASK, job.run_id), (outbox.RUN_TASK, waiting.run_id)]

@@ -32,7 +32,7 @@ from worker.packaging import (
     write_archive,
 )
 from worker.reproduce import main
-from worker.unlearning.loop import unlearn
+from worker.unlearning.loop import Outcome, unlearn
 from worker.unlearning.lora import adapter_state, known_peft_warnings, read_state
 from worker.unlearning.models import load_base
 
@@ -44,7 +44,7 @@ def unlearned(tiny: Tiny) -> tuple[Any, Any]:
     model, tokenizer = tiny.load()
     forget, retain = encode(FORGET_RECORDS, tokenizer), encode(RETAIN_RECORDS, tokenizer)
     method = blur_method(steps=3, learning_rate=5e-3)
-    unlearn(model, 2, forget, retain, method, seed=1, on_step=lambda _report: None)
+    unlearn(model, tokenizer, forget, retain, method, seed=1)
     return model, tokenizer
 
 
@@ -151,6 +151,7 @@ FACTS = CardFacts(
     revision="main",
     adapter_name="support-bot",
     method=blur_method(steps=80),
+    training=Outcome(60, 40, "targets_met", "the targets hold", (), 8, 1),
     seed=7,
     policy=Policy(),
     forget=SetFacts("ds_forget", 4),
@@ -173,6 +174,9 @@ def test_card_states_what_was_done_and_how_well() -> None:
         "90 records",
         '"beta": 0.03',
         '"steps": 80',
+        "| method | BLUR (arXiv 2506.08164)",
+        "| losses | `npo` to forget, `nll` to retain |",
+        "| training | 60 of at most 80 steps, step 40 kept: the targets hold |",
         "| seed | 7 |",
         "| set | metric | before | after | base model alone |",
         "| forget (4 records) | answer probability | 0.9000 | 0.1000 | 0.0500 |",

@@ -7,83 +7,50 @@ import io
 import json
 import tarfile
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load as load_safetensors
-from sqlalchemy import select, text, update
+from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 
-from app.adapters import peft_config, weights
 from app.adapters.service import WEIGHTS_NAME
 from app.adapters.tables import Adapter, AdapterVersion
-from app.base_models.directory import inspect_directory
 from app.base_models.tables import BaseModelRow
 from app.datasets.tables import Dataset
-from app.evaluations.schemas import EvaluationDocument
+from app.evaluations.schemas import EvaluationDocument, Training
 from app.evaluations.tables import EvaluationRow
 from app.jobs.tables import JobEvent, Run, UnlearnJob
+from app.methods import FORGET_LOSSES, METHOD_REQUESTS, RETAIN_LOSSES, StopAtSteps
 from app.settings import get_settings
+from tests.conftest import forget_settings
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny
 from tests.worker.rows import add_adapter, add_job, change, job_of, messages, run_of
-from worker.database import engine, new_session, storage
+from tests.worker.tiny_jobs import (
+    OPEN,
+    SHUT,
+    add_tiny_adapter,
+    evaluation_of,
+    run_job,
+    somebody_waits_for_a_lock,
+    tiny_job,
+    versions,
+    wait_until,
+)
+from worker.database import new_session, storage
+from worker.evaluation.evaluate import evaluate_model
 from worker.execution import execute
 from worker.lease import Lease
 from worker.packaging import ARCHIVE_FILES
 from worker.recipe import carry_out
 from worker.registering import register
 from worker.reproduce import main as reproduce
-from worker.unlearning.loop import StepReport, unlearn
+from worker.unlearning.loop import Outcome, StepReport, unlearn
+from worker.watching import RunWatcher
 
 pytestmark = pytest.mark.usefixtures("service")
-
-# Tiny random models know nothing, so that the gate is open or shut as a test needs it.
-OPEN = {
-    "max_forget_probability": 1, "max_forget_extraction_strength": 1, "max_forget_rouge_l_recall": 1,
-    "min_retain_probability_ratio": 0, "min_retain_rouge_l_recall_ratio": 0,
-}  # fmt: skip
-SHUT = {**OPEN, "max_forget_probability": 0}
-METHOD = {"steps": 4, "forget_batch_size": 4, "retain_batch_size": 4, "max_length": 96}
-
-
-def add_tiny_adapter(tiny: Tiny, name: str = "support-bot", base_bytes: bytes | None = None) -> Adapter:
-    """The tiny adapter as the web side stores it, after the web side's own checks."""
-    file = base_bytes or (tiny.adapter / WEIGHTS_NAME).read_bytes()
-    config = peft_config.parse((tiny.adapter / "adapter_config.json").read_bytes())
-    shapes = inspect_directory(str(tiny.base), [tiny.base.parent]).shapes
-    modules = weights.check_weights(io.BytesIO(file), len(file), config, shapes)
-    key = f"tenants/ten_ours/adapters/{name}/{WEIGHTS_NAME}"
-    with storage().create(key) as sink:
-        sink.write(file)
-    fields = peft_config.export(config, base_model="acme/tiny", revision=None, modules=modules)
-    return add_adapter(name, directory=str(tiny.base), config=fields, weights_key=key)
-
-
-def run_job(
-    adapter: Adapter, policy: dict[str, Any] | None = None, method: dict[str, Any] | None = None
-) -> UnlearnJob:
-    """A job that was executed, as it is afterwards."""
-    job = add_job(adapter, FORGET_RECORDS, RETAIN_RECORDS, method=METHOD | (method or {}), policy=policy or OPEN)
-    execute(job.run_id, "w", get_settings(), carry_out)
-    return job_of(job)
-
-
-def versions(adapter: Adapter) -> list[AdapterVersion]:
-    """The adapter's versions, oldest first."""
-    statement = select(AdapterVersion).where(AdapterVersion.adapter_id == adapter.id).order_by(AdapterVersion.number)
-    with new_session() as session:
-        return list(session.scalars(statement))
-
-
-def evaluation_of(job: UnlearnJob) -> EvaluationDocument:
-    """What was measured."""
-    with new_session() as session:
-        row = session.scalars(select(EvaluationRow).where(EvaluationRow.run_id == job.run_id)).one()
-    return EvaluationDocument.model_validate(row.document)
 
 
 def archive_of(version: AdapterVersion) -> dict[str, bytes]:
@@ -142,7 +109,7 @@ def test_the_forget_set_is_shredded_after_success_and_the_retain_set_is_not(llam
 def test_a_forget_set_that_another_job_needs_is_kept(llama: Tiny) -> None:
     waiting = add_job(add_adapter("other"))
     adapter = add_tiny_adapter(llama)
-    job = add_job(adapter, FORGET_RECORDS, RETAIN_RECORDS, method=METHOD, policy=OPEN)
+    job = tiny_job(adapter)
     change(UnlearnJob, waiting.id, forget_set_id=job.forget_set_id)
     execute(job.run_id, "w", get_settings(), carry_out)
     assert job_of(job).status == "succeeded"
@@ -181,9 +148,169 @@ def test_phases_and_steps_are_told_as_they_happen(llama: Tiny) -> None:
     assert [event.data["phase"] for event in events if "phase" in event.data] == [
         "preparing", "unlearning", "evaluating", "packaging", "registering",
     ]  # fmt: skip
-    assert [event.data["step"] for event in events if event.type == "metrics"] == [1, 2, 3, 4]
+    metrics = [event.data for event in events if event.type == "metrics"]
+    assert [data["step"] for data in metrics] == [1, 2, 3, 4]
+    assert all(-1 <= data[name] <= 1 for data in metrics for name in ("gradient_cosine", "descent_cosine"))
     run = run_of(job)
     assert (run.step, run.total_steps, run.percent, run.phase) == (4, 4, 100.0, None)
+
+
+AT_TARGETS = {"steps": 6, "stop": {"type": "targets", "every": 2, "patience": 1}}
+WITHIN_REACH = {
+    **OPEN, "training_max_forget_probability": 1, "training_max_forget_extraction_strength": 1,
+    "training_min_retain_probability_ratio": 0,
+}  # fmt: skip
+OUT_OF_REACH = {**WITHIN_REACH, "training_max_forget_probability": 0}
+
+
+def training_of(job: UnlearnJob) -> Training:
+    """How training went."""
+    found = evaluation_of(job).training
+    assert found is not None
+    return found
+
+
+def missed_targets(job: UnlearnJob) -> list[str]:
+    """The warnings of that."""
+    return [warning for warning in evaluation_of(job).warnings if "in-training targets" in warning]
+
+
+def test_training_stops_where_the_policys_targets_hold(llama: Tiny) -> None:
+    job = run_job(add_tiny_adapter(llama), WITHIN_REACH, AT_TARGETS)
+    training = training_of(job)
+    assert (training.reason, training.steps, training.kept_step, training.most_steps) == ("targets_met", 2, 2, 6)
+    assert [probe.step for probe in training.probes] == [0, 2]
+    assert training.probes[0].retain_ratio == 1.0
+    assert (training.probes[1].forget_sequences, training.probes[1].retain_sequences) == (4, 4)
+    run = run_of(job)
+    assert (run.status, run.step, run.total_steps, run.percent) == ("succeeded", 2, 6, 100.0)
+    assert missed_targets(job) == []
+    card = archive_of(next_version(job))["README.md"].decode()
+    assert f"| training | 2 of at most 6 steps, step 2 kept: {training.explanation} |" in card
+
+
+def next_version(job: UnlearnJob) -> AdapterVersion:
+    """The version that a job released."""
+    with new_session() as session:
+        return session.scalars(select(AdapterVersion).where(AdapterVersion.run_id == job.run_id)).one()
+
+
+def test_probes_are_told_as_they_are_taken(llama: Tiny) -> None:
+    job = run_job(add_tiny_adapter(llama), WITHIN_REACH, AT_TARGETS)
+    with new_session() as session:
+        events = session.scalars(select(JobEvent).where(JobEvent.job_id == job.id).order_by(JobEvent.id)).all()
+    told = [event for event in events if event.message.startswith("probe at step")]
+    assert [(event.type, event.data["step"]) for event in told] == [("metrics", 0), ("metrics", 2)]
+    for event, probe in zip(told, training_of(job).probes, strict=True):
+        assert event.data == {name: value for name, value in probe.model_dump().items() if name in event.data}
+        assert {"forget_probability", "forget_extraction_strength", "retain_ratio"} < set(event.data)
+
+
+@pytest.mark.parametrize(("method", "reason"), [(AT_TARGETS, "no_progress"), ({"steps": 2}, "steps_taken")])
+def test_targets_that_were_not_reached_are_warned_of(llama: Tiny, method: dict[str, Any], reason: str) -> None:
+    job = run_job(add_tiny_adapter(llama), OUT_OF_REACH, {**AT_TARGETS, **method})
+    training = training_of(job)
+    assert training.reason == reason
+    (warning,) = missed_targets(job)
+    assert warning in messages(job)
+    kept = next(probe for probe in training.probes if probe.step == training.kept_step)
+    assert f"step {training.kept_step} were kept" in warning
+    assert f"forget probability {kept.forget_probability:.3f} (target at most 0)" in warning
+
+
+def test_a_run_that_was_to_take_every_step_has_no_targets_to_miss(llama: Tiny) -> None:
+    job = run_job(add_tiny_adapter(llama), OUT_OF_REACH)
+    assert (training_of(job).reason, training_of(job).probes) == ("steps_taken", [])
+    assert missed_targets(job) == []
+
+
+@pytest.mark.parametrize("forget_loss", FORGET_LOSSES)
+def test_every_forget_loss_goes_all_the_way(llama: Tiny, forget_loss: str) -> None:
+    job = run_job(add_tiny_adapter(llama), method={"steps": 2, "forget_loss": {"type": forget_loss}})
+    assert (job.status, job.error) == ("succeeded", None)
+
+
+@pytest.mark.parametrize("method", METHOD_REQUESTS)
+@pytest.mark.parametrize("retain_loss", RETAIN_LOSSES)
+def test_every_method_and_retain_loss_goes_all_the_way(llama: Tiny, method: str, retain_loss: str) -> None:
+    job = run_job(add_tiny_adapter(llama), method={"type": method, "steps": 2, "retain_loss": {"type": retain_loss}})
+    assert (job.status, job.error) == ("succeeded", None)
+    assert f"`{retain_loss}` to retain" in archive_of(next_version(job))["README.md"].decode()
+
+
+def test_a_job_of_version_0_1_that_still_waits_takes_every_step(llama: Tiny) -> None:
+    job = tiny_job(add_tiny_adapter(llama))
+    old = {
+        "type": "blur", "forget_loss": {"type": "npo", "beta": 0.03}, "retain_loss": {"type": "nll"},
+        "projection": "raw", "scope": "global", "forget_batch_size": 4, "retain_batch_size": 4,
+        "micro_batch_size": 4, "learning_rate": 0.0005, "warmup_steps": 0, "weight_decay": 0.0,
+        "max_grad_norm": 1.0, "max_length": 96, "gamma": 0.05, "steps": 3,
+    }  # fmt: skip
+    policy = {**{name: value for name, value in job.policy.items() if "training" not in name}, "version": 1}
+    change(UnlearnJob, job.id, method=old, policy=policy)
+    execute(job.run_id, "w", get_settings(), carry_out)
+    assert job_of(job).status == "succeeded"
+    evaluation = evaluation_of(job)
+    assert (training_of(job).steps, training_of(job).reason) == (3, "steps_taken")
+    assert (evaluation.method.stop, evaluation.method.floor) == (StopAtSteps(), "none")
+    assert evaluation.policy.version == 1
+
+
+def test_an_evaluation_of_version_0_1_is_still_read(llama: Tiny) -> None:
+    document = evaluation_of(run_job(add_tiny_adapter(llama))).model_dump(mode="json")
+    del document["training"], document["environment"]["four_bit"], document["environment"]["spread"]
+    for name in ("stop", "gamma_scale", "floor", "schedule", "passes", "gradient_checkpointing"):
+        del document["method"][name]
+    read = EvaluationDocument.model_validate(document)
+    assert (read.training, read.environment.four_bit, read.method.stop) == (None, False, StopAtSteps())
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("[enforce fail] can't allocate memory")]
+)
+def test_memory_that_runs_out_fails_the_job_with_what_remains_to_try(
+    llama: Tiny, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr("worker.recipe.unlearn", fail)
+    job = run_job(add_tiny_adapter(llama))
+    assert job.error is not None
+    assert job.error["code"] == "out_of_memory"
+    for way_out in ("gradient_checkpointing", "max_length", "LETHE_FOUR_BIT"):
+        assert way_out in job.error["message"]
+
+
+def test_four_bits_without_their_library_fail_the_job_and_name_it(
+    llama: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def missing(_directory: Path, **options: Any) -> None:
+        asked.update(options)
+        raise ImportError("Using bitsandbytes for /srv/models/secret needs bitsandbytes")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", missing)
+    monkeypatch.setenv("LETHE_FOUR_BIT", "true")
+    forget_settings()
+    job = run_job(add_tiny_adapter(llama))
+    assert job.error is not None
+    assert job.error["code"] == "library_missing"
+    assert "bitsandbytes" in job.error["message"]
+    assert "/srv" not in job.error["message"]
+    assert asked["quantization_config"].load_in_4bit
+
+
+def test_a_spread_base_model_gives_the_same_weights_and_is_stated(
+    llama: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, spread = (add_tiny_adapter(llama, name) for name in ("plain", "spread"))
+    assert not evaluation_of(run_job(plain)).environment.spread
+    monkeypatch.setenv("LETHE_SPREAD_MODEL", "true")
+    forget_settings()
+    assert evaluation_of(run_job(spread)).environment.spread
+    assert versions(plain)[1].weights_sha256 == versions(spread)[1].weights_sha256
 
 
 def test_a_later_job_starts_from_the_version_that_the_earlier_one_made(llama: Tiny) -> None:
@@ -223,20 +350,24 @@ def test_nothing_that_a_run_leaves_behind_quotes_a_record(llama: Tiny, capsys: p
 @pytest.mark.parametrize("phase", ["unlearning", "evaluating"])
 def test_a_cancelled_run_stops_and_releases_nothing(llama: Tiny, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
     adapter = add_tiny_adapter(llama)
-    job = add_job(adapter, FORGET_RECORDS, RETAIN_RECORDS, method=METHOD, policy=OPEN)
+    job = tiny_job(adapter)
     steps: list[int] = []
 
-    def unlearn_and_cancel(*args: Any, on_step: Callable[[StepReport], None], **kwargs: Any) -> None:
-        def watched(report: StepReport) -> None:
-            steps.append(report.step)
-            if phase == "unlearning" and report.step == 2:
-                change(Run, job.run_id, cancel_requested_at=job.created_at)
-            on_step(report)
+    on_report = RunWatcher.on_report
 
-        unlearn(*args, on_step=watched, **kwargs)
+    def watched(watcher: RunWatcher, report: StepReport) -> None:
+        steps.append(report.step)
+        if phase == "unlearning" and report.step == 2:
+            change(Run, job.run_id, cancel_requested_at=job.created_at)
+        on_report(watcher, report)
+
+    def unlearn_and_cancel(*args: Any, **kwargs: Any) -> Outcome:
+        outcome = unlearn(*args, **kwargs)
         if phase == "evaluating":
             change(Run, job.run_id, cancel_requested_at=job.created_at)
+        return outcome
 
+    monkeypatch.setattr(RunWatcher, "on_report", watched)
     monkeypatch.setattr("worker.recipe.unlearn", unlearn_and_cancel)
     execute(job.run_id, "w", get_settings(), carry_out)
     assert job_of(job).status == "cancelled"
@@ -248,7 +379,7 @@ def test_a_holder_that_was_fenced_while_it_worked_releases_nothing(
     llama: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = add_tiny_adapter(llama)
-    job = add_job(adapter, FORGET_RECORDS, RETAIN_RECORDS, method=METHOD, policy=OPEN)
+    job = tiny_job(adapter)
 
     def fenced_at_the_last_moment(*args: Any) -> None:
         change(Run, job.run_id, attempt=2)
@@ -272,7 +403,7 @@ def test_an_adapter_whose_bytes_are_not_finite_fails_the_job_with_a_reason(llama
 
 
 def test_records_that_were_purged_meanwhile_fail_the_job_with_a_reason(llama: Tiny) -> None:
-    job = add_job(add_tiny_adapter(llama), FORGET_RECORDS, RETAIN_RECORDS, method=METHOD, policy=OPEN)
+    job = tiny_job(add_tiny_adapter(llama))
     change(Dataset, job.forget_set_id, wrapped_key=None, purged_at=job.requested_at)
     execute(job.run_id, "w", get_settings(), carry_out)
     assert job_of(job).error == {
@@ -306,7 +437,7 @@ def test_a_release_whose_answer_was_lost_keeps_its_bytes(llama: Tiny, monkeypatc
 
 def test_a_job_that_is_accepted_while_the_run_ends_keeps_its_forget_set(llama: Tiny) -> None:
     adapter = add_tiny_adapter(llama)
-    job = add_job(adapter, FORGET_RECORDS, RETAIN_RECORDS, method=METHOD, policy=OPEN)
+    job = tiny_job(adapter)
     later = add_job(add_adapter("other"))
     runner = threading.Thread(target=lambda: execute(job.run_id, "w", get_settings(), carry_out))
     with new_session() as session, session.begin():
@@ -322,7 +453,7 @@ def test_a_job_that_is_accepted_while_the_run_ends_keeps_its_forget_set(llama: T
 
 
 def test_evaluating_can_be_stopped(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = add_job(add_tiny_adapter(llama), FORGET_RECORDS, RETAIN_RECORDS, method=METHOD, policy=OPEN)
+    job = tiny_job(add_tiny_adapter(llama))
 
     def stored(*_args: Any) -> None:
         pytest.fail("the evaluation went on to its end")
@@ -332,20 +463,21 @@ def test_evaluating_can_be_stopped(llama: Tiny, monkeypatch: pytest.MonkeyPatch)
     assert (job_of(job).status, run_of(job).status) == ("queued", "queued")
 
 
-def somebody_waits_for_a_lock() -> bool:
-    """Whether a transaction is held up by another one."""
-    query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    with engine().connect() as connection:
-        return bool(connection.scalar(text(query)))
+def test_every_forward_pass_is_a_place_to_stop_at(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = tiny_job(add_tiny_adapter(llama))
+    told: list[bool] = []
 
+    def told_meanwhile(*args: Any) -> Any:
+        told.append(True)
+        return evaluate_model(*args)
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait until something is so; a test that waits for ever is ended here."""
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.02)
-    raise AssertionError("did not happen")
+    def reached(*_args: Any) -> None:
+        pytest.fail("the scoring of tokens went on to its end")
+
+    monkeypatch.setattr("worker.recipe.evaluate_model", told_meanwhile)
+    monkeypatch.setattr("worker.evaluation.evaluate.greedy_answers", reached)
+    execute(job.run_id, "w", get_settings(), carry_out, lambda: bool(told))
+    assert job_of(job).status == "queued"
 
 
 def test_records_that_the_adapter_never_showed_are_warned_of(llama: Tiny) -> None:

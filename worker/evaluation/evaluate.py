@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from worker.evaluation.metrics import TokenScores, greedy_answers, rouge_l_recall, token_scores
 from worker.unlearning.encoding import Example
+from worker.unlearning.step import is_out_of_memory
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def evaluate_model(
         model: a causal language model, with or without a PEFT adapter. Put into evaluation mode meanwhile.
         tokenizer: tokenizer of the base model.
         sets: examples by the name of their set, such as "forget" and "retain".
-        batch_size: sequences per forward pass.
+        batch_size: sequences per forward pass; fewer where memory runs out.
         max_new_tokens: cap on generated tokens per answer.
     """
     was_training = model.training
@@ -120,15 +125,30 @@ def _evaluate_set(
     max_new_tokens: int,
 ) -> SetScores:
     """Score one set, example by example, then record by record."""
-    scores = token_scores(model, tokenizer, examples, batch_size)
+    scores = _fitting(batch_size, lambda size: token_scores(model, tokenizer, examples, size))
     answered = [index for index, score in enumerate(scores) if score.answer_tokens]
-    answers = greedy_answers(model, tokenizer, [examples[index] for index in answered], batch_size, max_new_tokens)
+    asked = [examples[index] for index in answered]
+    answers = _fitting(batch_size, lambda size: greedy_answers(model, tokenizer, asked, size, max_new_tokens))
     recalls = dict(zip(answered, map(rouge_l_recall, answers), strict=True))
     windows: dict[int, list[tuple[TokenScores, float]]] = defaultdict(list)
     for index, (example, score) in enumerate(zip(examples, scores, strict=True)):
         windows[example.record].append((score, recalls.get(index, 0.0)))
     joined = [_join(record, parts) for record, parts in sorted(windows.items())]
     return _means([score for score in joined if score is not None], skipped=joined.count(None))
+
+
+def _fitting(batch_size: int, work: Callable[[int], _Result]) -> _Result:
+    """Do some work, and start it over with half of the sequences per pass as often as memory runs out."""
+    while True:
+        try:
+            return work(batch_size)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if batch_size == 1 or not is_out_of_memory(error):
+                raise
+        batch_size //= 2
+        # Outside of the handler, where the traceback no longer holds the tensors of the failed pass.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def _join(record: int, parts: Sequence[tuple[TokenScores, float]]) -> RecordScores | None:

@@ -20,8 +20,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from worker.unlearning.batches import by_length, collate
 from worker.unlearning.encoding import Example
-from worker.unlearning.losses import token_nll
-from worker.unlearning.models import causal_model, context_length, label_logits, pad_id
+from worker.unlearning.models import Head, causal_model, context_length, hidden_states, pad_id
+from worker.unlearning.scoring import label_scores
 
 ANSWER_MARGIN = 16  # tokens that an answer may run on beyond the length of the true one
 
@@ -50,15 +50,14 @@ def token_scores(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int
 ) -> list[TokenScores]:
     """Score every example, batched by length; results in the order of the examples."""
-    device = next(model.parameters()).device
+    head, device = Head(model), next(model.parameters()).device
     scores = [TokenScores(0.0, 0, 0, 0, 0)] * len(examples)
     labelled = [index for index, example in enumerate(examples) if example.labels]
     for part in by_length([examples[index] for index in labelled], batch_size):
         chosen = [labelled[i] for i in part]
         batch = collate([examples[index] for index in chosen], pad_id(tokenizer)).to(device)
-        logits = label_logits(model, batch)  # (labels, vocab)
-        nll = token_nll(logits, batch.labels).tolist()
-        match = (logits.argmax(-1) == batch.labels).tolist()
+        found = label_scores(head, hidden_states(model, batch), batch.labels)
+        nll, match = (values.tolist() for values in found)  # (labels,) each
         start = 0
         for index in chosen:
             stop = start + len(examples[index].labels)

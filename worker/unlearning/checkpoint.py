@@ -61,7 +61,7 @@ class Checkpoint:
             size = int.from_bytes(body[:8], "little")
             metadata = json.loads(body[8 : 8 + size])["__metadata__"]
             return cls(metadata["fingerprint"], load(body), json.loads(metadata["scalars"]))
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError("a checkpoint of another version") from error
 
     def write(self, path: Path) -> None:

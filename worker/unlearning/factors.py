@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
+
+from worker.unlearning.models import replaced_forwards
 
 Scope = Literal["global", "layer", "module"]
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
+_Targets = tuple[tuple[slice | None, Tensor], ...]
+"""Rows of a layer's input (None: all), and where the gradient of a factor that comes from them goes; several."""
 
 
 class FactorError(RuntimeError):
@@ -110,6 +114,22 @@ class Sink:
     parts: Sequence[Tensor]
 
 
+@contextmanager
+def without_adapters(model: nn.Module) -> Iterator[None]:
+    """Within the block the model computes as its base alone. What is trained and what is frozen stays so after."""
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        for parameter, before in trained:
+            parameter.requires_grad_(before)
+
+
 class GradientTaps:
     """Writes the gradients of LoRA factors where they are wanted, row group by row group.
 
@@ -120,17 +140,22 @@ class GradientTaps:
     """
 
     def __init__(self, model: nn.Module, factors: Factors) -> None:
-        self._index = {id(parameter): i for i, parameter in enumerate(factors.parameters)}
+        index = {id(parameter): i for i, parameter in enumerate(factors.parameters)}
         self._layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+        self._plain = [layer for layer in self._layers if _is_plain(layer)]
         self._linears = [
             factor
             for layer in self._layers
             for group in (layer.lora_A, layer.lora_B)
             for factor in group.values()
-            if isinstance(factor, nn.Linear) and id(factor.weight) in self._index
+            if isinstance(factor, nn.Linear)
         ]
-        self._tapped = {id(linear.weight) for linear in self._linears}
-        self._untapped = [(i, p) for i, p in enumerate(factors.parameters) if id(p) not in self._tapped]
+        # Factors that are not trained are in no vector, and compute in the type of their input all the same.
+        self._positions = {
+            id(linear): index[id(linear.weight)] for linear in self._linears if id(linear.weight) in index
+        }
+        tapped = set(self._positions.values())
+        self._untapped = [(i, p) for i, p in enumerate(factors.parameters) if i not in tapped]
         self._sinks: tuple[Sink, ...] = ()
         self._shape = (0, 0)
 
@@ -145,15 +170,13 @@ class GradientTaps:
         casts = [layer.cast_input_dtype_enabled for layer in self._layers]
         for layer in self._layers:
             layer.cast_input_dtype_enabled = False
-        for linear in self._linears:
-            linear.forward = self._forward(linear)  # type: ignore[method-assign]
         try:
-            yield
+            # A plain layer is replaced as a whole and calls no factor; in the others, the factors themselves are.
+            with replaced_forwards(self._linears, self._tapped), replaced_forwards(self._plain, self._adapted):
+                yield
         finally:
             for layer, cast in zip(self._layers, casts, strict=True):
                 layer.cast_input_dtype_enabled = cast
-            for linear in self._linears:
-                del linear.forward
 
     @contextmanager
     def collecting(self, shape: tuple[int, int], *sinks: Sink) -> Iterator[None]:
@@ -174,24 +197,73 @@ class GradientTaps:
                 parameter.grad = None
             self._sinks = ()
 
-    def _forward(self, linear: nn.Linear) -> Any:  # noqa: ANN401 - takes a linear layer's place
-        position = self._index[id(linear.weight)]
-
+    def _tapped(self, linear: nn.Linear) -> Any:  # noqa: ANN401 - takes a linear layer's place
         def forward(x: Tensor) -> Tensor:
-            targets = tuple((self._rows(sink.rows, x), sink.parts[position]) for sink in self._sinks)
+            targets = self._targets(linear, self._rows(x))
             product: Tensor = _TappedLinear.apply(x, linear.weight, targets)  # type: ignore[no-untyped-call]
             return product
 
         return forward
 
-    def _rows(self, rows: slice, x: Tensor) -> slice:
-        """The entries of the first dimension of a layer's input that belong to these rows of the batch."""
+    def _adapted(self, layer: Linear) -> Any:  # noqa: ANN401 - takes a LoRA layer's place
+        (name,) = layer.active_adapters
+        base, down, up, scaling = layer.base_layer, layer.lora_A[name], layer.lora_B[name], layer.scaling[name]
+
+        def forward(x: Tensor) -> Tensor:
+            if layer.disable_adapters:
+                plain: Tensor = base(x)
+                return plain
+            rows = self._rows(x)
+            targets = self._targets(down, rows), self._targets(up, rows)
+            output: Tensor = _AdaptedLinear.apply(  # type: ignore[no-untyped-call]
+                x, base.weight, base.bias, down.weight, up.weight, scaling, targets
+            )
+            return output
+
+        return forward
+
+    def _targets(self, linear: nn.Linear, rows: Sequence[slice | None]) -> _Targets:
+        """Where the gradient of a factor goes; nowhere when it is not trained."""
+        position = self._positions.get(id(linear))
+        if position is None:
+            return ()
+        return tuple((part, sink.parts[position]) for part, sink in zip(rows, self._sinks, strict=True))
+
+    def _rows(self, x: Tensor) -> list[slice | None]:
+        """The entries of the first dimension of a layer's input that belong to each sink; None: all of them."""
+        if len(self._sinks) < 2:
+            return [None for _ in self._sinks]
         batch, tokens = self._shape
-        if len(self._sinks) == 1 or (x.dim() == 3 and x.shape[0] == batch):
-            return rows if len(self._sinks) > 1 else slice(None)
+        if x.dim() == 3 and x.shape[0] == batch:
+            return [sink.rows for sink in self._sinks]
         if x.dim() == 2 and x.shape[0] == batch * tokens:  # flattened by the model
-            return slice(rows.start * tokens, rows.stop * tokens)
+            return [slice(sink.rows.start * tokens, sink.rows.stop * tokens) for sink in self._sinks]
         raise MixedRows("a layer of the model mixes the rows of a batch")
+
+
+def _is_plain(layer: LoraLayer) -> bool:
+    """Whether the layer is W x + scaling B A x of one frozen weight, and nothing else."""
+    base = layer.get_base_layer()
+    return (
+        isinstance(layer, Linear)
+        and type(base) is nn.Linear  # not one that is held in four bits
+        and "forward" not in vars(base)  # where accelerate moves the input to the weight's device
+        and not any(parameter.requires_grad for parameter in base.parameters())
+        and len(layer.active_adapters) == 1
+        and not layer.merged
+        and not layer.lora_variant
+    )
+
+
+def _add_products(targets: _Targets, gradient: Tensor, x: Tensor) -> None:
+    """Add (gradient of a linear layer's output) x (its input) to every target, over the rows that are its own."""
+    for rows, target in targets:
+        left, right = (gradient, x) if rows is None else (gradient[rows], x[rows])
+        left, right = left.flatten(0, -2).T, right.flatten(0, -2)  # (out, n), (n, in)
+        if left.dtype == target.dtype and left.device == target.device:
+            target.addmm_(left, right)
+        else:
+            target.add_((left @ right).to(target.device))
 
 
 class _TappedLinear(torch.autograd.Function):
@@ -202,7 +274,7 @@ class _TappedLinear(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401 - torch's own context
         x: Tensor,
         weight: Tensor,
-        targets: tuple[tuple[slice, Tensor], ...],
+        targets: _Targets,
     ) -> Tensor:
         """(..., in), (out, in) -> (..., out), in the type of x."""
         cast = weight.to(x.dtype)
@@ -214,10 +286,46 @@ class _TappedLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None]:  # noqa: ANN401 - torch's own context
         """The gradient of x; that of the weight goes to the targets."""
         x, weight = ctx.saved_tensors
-        for rows, target in ctx.targets:
-            left, right = gradient[rows].flatten(0, -2).T, x[rows].flatten(0, -2)  # (out, n), (n, in)
-            if left.dtype == target.dtype and left.device == target.device:
-                target.addmm_(left, right)
-            else:
-                target.add_((left @ right).to(target.device))
+        _add_products(ctx.targets, gradient, x)
         return (gradient @ weight if ctx.needs_input_grad[0] else None), None, None
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    """A whole LoRA layer, x W^T + c + scaling (x A^T) B^T, with the gradients of A and B tapped.
+
+    The product with B adds itself to the frozen layer's output, and that with A to its gradient: all sums and
+    scalings of tensors as large as the layer's input or output are gone. They cost PEFT more than the factors do.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's own context
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        down: Tensor,
+        up: Tensor,
+        scaling: float,
+        targets: tuple[_Targets, _Targets],
+    ) -> Tensor:
+        """(..., in), (out, in), (out), (rank, in), (out, rank) -> (..., out), in the type of x."""
+        down, up = down.to(x.dtype), up.to(x.dtype)
+        inner = nn.functional.linear(x, down).mul_(scaling)  # (..., rank)
+        ctx.save_for_backward(x, inner, weight, down, up)
+        ctx.scaling, ctx.targets = scaling, targets
+        output = nn.functional.linear(x.flatten(0, -2), weight, bias)
+        return output.addmm_(inner.flatten(0, -2), up.T).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's own context
+        """The gradient of x; those of A and B go to the targets."""
+        x, inner, weight, down, up = ctx.saved_tensors
+        of_down, of_up = ctx.targets
+        _add_products(of_up, gradient, inner)
+        at_inner = (gradient @ up).mul_(ctx.scaling)
+        _add_products(of_down, at_inner, x)
+        at_x = None
+        if ctx.needs_input_grad[0]:
+            at_x = gradient.flatten(0, -2) @ weight
+            at_x = at_x.addmm_(at_inner.flatten(0, -2), down).view_as(x)
+        return at_x, None, None, None, None, None, None

@@ -263,7 +263,8 @@ class _Run:
         if not all(math.isfinite(value) for value in values.values()):
             raise UnlearningError(f"a loss or gradient is not finite in step {number}")
         forget_norm, retain_norm = math.sqrt(values["forget_squared"]), math.sqrt(values["retain_squared"])
-        if forget_norm == 0 and (retain_norm == 0 or number == 1):
+        nothing_to_forget = forget_norm == 0 and number == 1 and self._method.floor == "none"
+        if forget_norm == 0 and (retain_norm == 0 or nothing_to_forget):
             which = "both gradients are" if retain_norm == 0 else "the forget gradient is"
             raise UnlearningError(f"{which} zero in step {number}: the adapter cannot be trained on these records")
         rate = learning_rate_at(number - 1, self._method)
@@ -298,7 +299,10 @@ class _Run:
         return reason
 
     def _look(self, examples: Sequence[Example]) -> Shown:
-        return look(self._model, examples, self._pad, self._end, 2 * self._stepper.micro_batch_size)
+        stepper = self._stepper
+        return stepper.halving(
+            lambda: look(self._model, examples, self._pad, self._end, 2 * stepper.micro_batch_size)
+        )
 
     def _checkpoint(self) -> Checkpoint:
         stepper = self._stepper
@@ -346,9 +350,10 @@ class _Run:
             for example in examples:
                 digest.update(repr((example.prompt_length, example.input_ids)).encode())
             digest.update(b"\0")
-        for name in self._stepper.factors.names:
-            digest.update(name.encode() + b"\0")
-        digest.update(self._stepper.factors.vector.cpu().numpy().tobytes())
+        for name, parameter in self._model.named_parameters():
+            if "lora_" in name:  # the frozen ones too: what is trained depends on them
+                digest.update(f"{name} {parameter.requires_grad}\0".encode())
+                digest.update(parameter.detach().cpu().numpy().tobytes())
         return digest.hexdigest()
 
 

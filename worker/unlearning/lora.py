@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -23,6 +24,12 @@ ADAPTER_NAME = "default"
 # weights when the adapter is put on, so that the adapter would mean something else on the untouched base
 # model that it is served on.
 _PLAIN_INITIALISATIONS = (True, False, "gaussian", "eva", "orthogonal")
+
+# Settings of PEFT under which a LoRA layer is more than base + scaling B A, or its factors lie elsewhere.
+_VARIANTS = (
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias", "monteclora_config",
+    "target_parameters", "use_bdlora", "use_dora", "use_qalora", "velora_config",
+)  # fmt: skip
 
 
 class AdapterError(ValueError):
@@ -80,7 +87,12 @@ def fresh_adapter(
         AdapterError: no module of the model has such a name.
     """
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=target_modules, lora_dropout=0.0, task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=target_modules,
+        lora_dropout=0.0,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),  # GPT-2
+        task_type="CAUSAL_LM",
     )
     try:
         with known_peft_warnings(), torch.random.fork_rng(devices=[]):
@@ -115,6 +127,8 @@ def read_config(directory: Path) -> LoraConfig:
         raise AdapterError("the adapter is not a LoRA adapter")
     if config.modules_to_save or config.trainable_token_indices or config.bias != "none":
         raise AdapterError("the adapter trains more than LoRA factors (modules_to_save, tokens or biases)")
+    if variant := next((name for name in _VARIANTS if getattr(config, name, None)), None):
+        raise AdapterError(f"the adapter is a variant of LoRA ({variant}), which is not supported")
     if config.init_lora_weights not in _PLAIN_INITIALISATIONS:
         raise AdapterError("the adapter's init_lora_weights changes the base model; convert it to plain LoRA first")
     config.inference_mode = False

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from worker.unlearning.batches import Batch
 
+_Module = TypeVar("_Module", bound=nn.Module)
+
 
 class ModelError(ValueError):
     """A base model cannot be loaded or used."""
+
+
+class LibraryMissing(ModelError):
+    """Loading the base model this way needs a library that is not installed. The message names no folder."""
 
 
 def load_base(
@@ -48,7 +54,8 @@ def load_base(
         spread: let accelerate spread the layers over all devices, for a model that one does not hold.
 
     Raises:
-        ModelError: the directory holds no model that can be loaded this way, or bitsandbytes is missing.
+        ModelError: the directory holds no model that can be loaded this way.
+        LibraryMissing: bitsandbytes is wanted and missing.
     """
     if not (directory / "config.json").is_file():
         raise ModelError("the base model directory has no config.json")
@@ -62,9 +69,16 @@ def load_base(
             directory, use_safetensors=True, dtype=dtype, **safe, **placement
         )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        if four_bit and isinstance(error, ImportError):
+            raise LibraryMissing("four bits need the library bitsandbytes: pip install 'lethe[four-bit]'") from error
         raise ModelError(f"the base model cannot be loaded: {error}") from error
     # A model that accelerate placed must not be moved; any other goes to its device here.
     placed: PreTrainedModel = model if placement else model.to(torch.device(device))  # type: ignore[arg-type] # stub of a wrapped method
+    for module in placed.modules() if four_bit else ():
+        # bitsandbytes would repack these weights on a CPU when they are first used in evaluation mode, and give
+        # wrong gradients from then on (seen with 0.50).
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment] # known to torch as a module
     # Evaluation mode switches dropout off: see `worker.unlearning.loop` on why it stays off while training.
     placed.requires_grad_(False).train(False)
     return placed, tokenizer
@@ -74,15 +88,12 @@ def _nf4(dtype: torch.dtype) -> object:
     """Four-bit normal floats with double quantisation, computed in ``dtype``."""
     from transformers import BitsAndBytesConfig
 
-    try:
-        return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    except ImportError as error:
-        raise ModelError("a four-bit base model needs bitsandbytes: pip install 'lethe[four-bit]'") from error
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def context_length(config: PretrainedConfig) -> int | None:
@@ -109,7 +120,7 @@ def hidden_states(model: nn.Module, batch: Batch) -> Tensor:
         model: a causal language model of transformers, or a PEFT model around one.
         batch: on the device of the model.
     """
-    with _single_sequences():
+    with _unseen_tokens():
         output = backbone(model)(input_ids=batch.input_ids, use_cache=False)
     hidden: Tensor = output[0]  # (batch, tokens, hidden)
     return at_labels(hidden, batch)
@@ -121,17 +132,19 @@ def at_labels(hidden: Tensor, batch: Batch) -> Tensor:
 
 
 @contextmanager
-def _single_sequences() -> Iterator[None]:
-    """Keep transformers from looking whether one row packs several sequences, which none of ours does.
+def _unseen_tokens() -> Iterator[None]:
+    """Keep transformers from looking whether a row packs several sequences, which none of ours does, or is padded.
 
-    That look reads a value back from the device in every forward pass, and the device would idle meanwhile.
+    Both looks read a value back from the device in every forward pass, and the device would idle meanwhile.
     """
-    shipped = masking_utils.find_packed_sequence_indices
+    packed, padded = masking_utils.find_packed_sequence_indices, PreTrainedModel.warn_if_padding_and_no_attention_mask
     masking_utils.find_packed_sequence_indices = lambda *_args, **_kwargs: None
+    PreTrainedModel.warn_if_padding_and_no_attention_mask = lambda *_args, **_kwargs: None  # type: ignore[method-assign]
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = shipped
+        masking_utils.find_packed_sequence_indices = packed
+        PreTrainedModel.warn_if_padding_and_no_attention_mask = padded  # type: ignore[method-assign]
 
 
 class Head:
@@ -169,9 +182,22 @@ class _StandIn(nn.Module):
 
     hidden: Tensor | None = None
 
+    @property
+    def decoder(self) -> _StandIn:
+        """Itself: some architectures (OPT) ask a module within their backbone."""
+        return self
+
     def forward(self, *_args: object, **_kwargs: object) -> BaseModelOutputWithPast:
         """What a backbone would have computed."""
-        return BaseModelOutputWithPast(last_hidden_state=self.hidden)
+        return _Output(last_hidden_state=self.hidden)
+
+
+class _Output(BaseModelOutputWithPast):
+    """Has whatever else an architecture's backbone would return (cross-attentions, router logits): nothing."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("_"):
+            raise AttributeError(name)
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel:
@@ -229,14 +255,23 @@ def checkpointed_layers(model: nn.Module, *, active: bool) -> Iterator[None]:
     layers = [module for module in backbone(model).modules() if isinstance(module, GradientCheckpointingLayer)]
     if active and not layers:
         raise ModelError("the architecture does not support gradient_checkpointing")
-    chosen = layers if active else []
-    for layer in chosen:
-        layer.forward = _recomputed(layer.forward)
+    with replaced_forwards(layers if active else [], lambda layer: _recomputed(layer.forward)):
+        yield
+
+
+@contextmanager
+def replaced_forwards(modules: Sequence[_Module], make: Callable[[_Module], Any]) -> Iterator[None]:
+    """Within the block, these modules compute something else. What accelerate put there before comes back after."""
+    before = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
+        module.forward = make(module)
     try:
         yield
     finally:
-        for layer in chosen:
-            del layer.forward
+        for module, forward in zip(modules, before, strict=True):
+            del module.forward
+            if forward is not None:
+                module.forward = forward
 
 
 def _recomputed(forward: Any) -> Any:  # noqa: ANN401 - a layer's forward, whatever it takes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,10 +24,37 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels, reduction="none")
 
 
-def token_values(
-    head: Head, hidden: Tensor, labels: Tensor, loss: TokenLoss, source_hidden: Tensor | None = None
-) -> Tensor:
-    """One value per label, differentiable in the hidden states: (labels, hidden), (labels,) -> (labels,) float32.
+@dataclass(frozen=True)
+class Tokens:
+    """Label tokens, and what their values depend on besides their own hidden states.
+
+    Attributes:
+        labels: (labels,) int64, the tokens to score.
+        source_hidden: (labels, hidden) the same positions under the source adapter, for losses that compare with
+            its logits.
+        floor: (labels,) NLL in nats from which on a token has no gradient: it is unlikely enough.
+        source_head: from hidden states to logits under the source adapter, where that differs from the model's own.
+    """
+
+    labels: Tensor
+    source_hidden: Tensor | None = None
+    floor: Tensor | None = None
+    source_head: Callable[[Tensor], Tensor] | None = None
+
+    def part(self, at: int, size: int) -> Tokens:
+        """Some of them."""
+        chosen = slice(at, at + size)
+        source, floor = (None if field is None else field[chosen] for field in (self.source_hidden, self.floor))
+        return Tokens(self.labels[chosen], source, floor, self.source_head)
+
+
+def let_go(values: Tensor, nll: Tensor, floor: Tensor) -> Tensor:
+    """The same values, (labels,) each, without a gradient for tokens that are no likelier than the floor allows."""
+    return torch.where(nll < floor, values, values.detach())
+
+
+def token_values(head: Head, hidden: Tensor, tokens: Tokens, loss: TokenLoss) -> Tensor:
+    """One value per label, differentiable in the hidden states: (labels, hidden) -> (labels,) float32.
 
     The value of a token depends on its own hidden state alone. So its derivative is taken chunk by chunk while
     the logits are at hand, and what is kept for the backward pass has the size of the hidden states. That costs
@@ -35,27 +63,29 @@ def token_values(
     Args:
         head: from hidden states to logits.
         hidden: last hidden states at the label positions.
-        labels: the tokens to score.
+        tokens: what to score.
         loss: value of each token.
-        source_hidden: the same positions under the source adapter, for losses that compare with its logits.
     """
     size = _chunk(head, hidden)
     if head.trained or not hidden.requires_grad:
         # A trained output layer needs gradients of its own, which plain automatic differentiation gives.
-        parts = [_values(head, hidden, labels, loss, source_hidden, at, size) for at in range(0, len(labels), size)]
+        starts = range(0, len(hidden), size)
+        parts = [_values(head, hidden[at : at + size], tokens.part(at, size), loss) for at in starts]
         return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
-    values: Tensor = _TokenValues.apply(hidden, head, labels, loss, source_hidden, size)  # type: ignore[no-untyped-call]
+    values: Tensor = _TokenValues.apply(hidden, head, tokens, loss, size)  # type: ignore[no-untyped-call]
     return values
 
 
-def _values(
-    head: Head, hidden: Tensor, labels: Tensor, loss: TokenLoss, source: Tensor | None, at: int, size: int
-) -> Tensor:
+def _values(head: Head, hidden: Tensor, tokens: Tokens, loss: TokenLoss) -> Tensor:
     """The values of one chunk."""
-    part = slice(at, at + size)
+    logits = head(hidden).float()
     with torch.no_grad():
-        source_logits = None if source is None else head(source[part]).float()
-    return loss(head(hidden[part]).float(), labels[part], source_logits)
+        source_head = tokens.source_head or head
+        source_logits = None if tokens.source_hidden is None else source_head(tokens.source_hidden).float()
+    values = loss(logits, tokens.labels, source_logits)
+    if tokens.floor is None:
+        return values
+    return let_go(values, token_nll(logits.detach(), tokens.labels), tokens.floor)
 
 
 def _chunk(head: Head, hidden: Tensor) -> int:
@@ -71,19 +101,17 @@ class _TokenValues(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401 - torch's own context
         hidden: Tensor,
         head: Head,
-        labels: Tensor,
+        tokens: Tokens,
         loss: TokenLoss,
-        source: Tensor | None,
         size: int,
     ) -> Tensor:
         """(labels, hidden) -> (labels,)."""
-        values = torch.empty(len(labels), dtype=torch.float32, device=hidden.device)
+        values = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         slopes = torch.empty_like(hidden)  # d value / d hidden, (labels, hidden)
-        for at in range(0, len(labels), size):
+        for at in range(0, len(hidden), size):
             with torch.enable_grad():
                 leaf = hidden[at : at + size].detach().requires_grad_()
-                where = labels[at : at + size]
-                part = _values(head, leaf, where, loss, None if source is None else source[at : at + size], 0, size)
+                part = _values(head, leaf, tokens.part(at, size), loss)
                 (slope,) = torch.autograd.grad(part.sum(), leaf)
             values[at : at + size] = part.detach()
             slopes[at : at + size] = slope
@@ -94,7 +122,7 @@ class _TokenValues(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's own context
         """(labels,) -> (labels, hidden)."""
         (slopes,) = ctx.saved_tensors
-        return (slopes * gradient[:, None].to(slopes.dtype), None, None, None, None, None)
+        return (slopes * gradient[:, None].to(slopes.dtype), None, None, None, None)
 
 
 @torch.no_grad()

@@ -6,10 +6,11 @@ combiners.py), the optimizer in adamw.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from worker.unlearning.adamw import AdamW
 from worker.unlearning.batches import Batch, by_length, collate, longest_first
 from worker.unlearning.combiners import Combined, build_combiner, clip_
 from worker.unlearning.encoding import Example
-from worker.unlearning.factors import Factors, GradientTaps, MixedRows, Sink
+from worker.unlearning.factors import FactorError, Factors, GradientTaps, MixedRows, Sink, without_adapters
 from worker.unlearning.losses import Loss, Rows, StepSize, build_loss
 from worker.unlearning.models import (
     Head,
@@ -31,11 +32,13 @@ from worker.unlearning.models import (
     context_length,
     decoder_layers,
     hidden_states,
+    output_layer,
     pad_id,
 )
 from worker.unlearning.refusals import refuse
-from worker.unlearning.scoring import token_nll, token_values
+from worker.unlearning.scoring import Tokens, label_scores, let_go, token_nll, token_values
 
+_Result = TypeVar("_Result")
 Item = tuple[Example, ...]
 """The sequences of one forget or retain example: itself, and its refusal where the loss wants one."""
 
@@ -63,11 +66,17 @@ class LossSet:
         loss: what is minimised.
         items: every example that may be drawn.
         source_nll: (items, sequences per item) float32, summed label NLL in nats.
+        floors: of each item, (labels,) NLL from which on its tokens are let go; None without a floor.
     """
 
     loss: Loss
     items: list[Item]
     source_nll: Tensor
+    floors: list[Tensor] | None = None
+
+    def floor(self, chosen: Sequence[int]) -> Tensor | None:
+        """Of these items' labels, one after the other: (labels,)."""
+        return None if self.floors is None else torch.cat([self.floors[index] for index in chosen])
 
     def size(self, chosen: Sequence[int]) -> StepSize:
         """Of the step that these items make up."""
@@ -134,15 +143,18 @@ class Stepper:
         self._views = [self.factors.views(gradient) for gradient in self._gradients]
         needs_source = forget_loss.needs_source_logits or retain_loss.needs_source_logits
         self._source = self.factors.vector.clone() if needs_source else None
+        self._source_head = self._source_logits if self._head.trained else None
         self.passes = self._choose_passes()
         whole = max(method.forget_batch_size, method.retain_batch_size)
         self.micro_batch_size = whole if method.micro_batch_size == "auto" else method.micro_batch_size
         with self.computing():
             # What is known under the source adapter is computed once, by the same code that trains.
-            self.forget = self._level(forget_loss, _items(forget_loss, forget, tokenizer, seed, self._longest()))
-            self.retain = self._level(retain_loss, [(example,) for example in retain])
+            items = _items(forget_loss, forget, tokenizer, seed, self._longest())
+            floors = self.halving(lambda: self._floors(items))
+            self.forget = self.halving(lambda: self._level(forget_loss, items, floors))
+            self.retain = self.halving(lambda: self._level(retain_loss, [(example,) for example in retain], None))
             if forget_loss.needs_layer:
-                self._aim(seed)
+                self.halving(lambda: self._aim(seed))
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -191,26 +203,37 @@ class Stepper:
         return move
 
     def _accumulate(self, forget: Sequence[int], retain: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Fill both gradient vectors; returns both losses. Starts over with half of the rows when memory runs out."""
+        """Fill both gradient vectors; returns both losses."""
+        try:
+            return self.halving(lambda: self._pass_over(forget, retain))
+        except MixedRows:
+            if self.method.passes == "one":
+                raise ModelError("the architecture mixes rows: passes must be two") from None
+            self.passes = 2
+        return self.halving(lambda: self._pass_over(forget, retain))
+
+    def halving(self, work: Callable[[], _Result]) -> _Result:
+        """Do some work, and start it over with half of the rows per pass as often as memory runs out."""
         while True:
-            for gradient in self._gradients:
-                gradient.zero_()
             try:
-                return self._pass_over(forget, retain)
-            except MixedRows:
-                if self.method.passes == "one":
-                    raise ModelError("the architecture mixes rows: passes must be two") from None
-                self.passes = 2
+                return work()
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or self.micro_batch_size == 1:
+                if not is_out_of_memory(error):
                     raise
-                self.micro_batch_size = max(1, self.micro_batch_size // 2)
-            # Outside of the handlers, where the traceback no longer holds the tensors of the failed pass.
+                if self.micro_batch_size > 1:
+                    self.micro_batch_size //= 2
+                elif self.passes == 1 and self.method.passes == "auto":
+                    self.passes = 2
+                else:
+                    raise
+            # Outside of the handler, where the traceback no longer holds the tensors of the failed pass.
             if self.factors.device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def _pass_over(self, forget: Sequence[int], retain: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Every micro-batch of both sets, each once."""
+        for gradient in self._gradients:
+            gradient.zero_()
         sets, chosen = (self.forget, self.retain), (forget, retain)
         sizes = [level.size(items) for level, items in zip(sets, chosen, strict=True)]
         parts = [level.parts(items, self.micro_batch_size) for level, items in zip(sets, chosen, strict=True)]
@@ -234,8 +257,7 @@ class Stepper:
             hidden, at_layer = self._hidden(batch)
             totals = []
             for group in groups:
-                chosen = at_layer if group.level.loss.needs_layer else hidden
-                values = self._values(group, batch, chosen, source)
+                values = self._values(group, batch, hidden, at_layer, source)
                 rows = self._rows(group, batch)
                 total = group.level.loss.total(values.to(self.factors.device), rows, sizes[group.number])
                 losses[group.number] += total.detach()
@@ -256,13 +278,19 @@ class Stepper:
             row, label = next_row, next_label
         return groups
 
-    def _values(self, group: _Group, batch: Batch, hidden: Tensor, source: Tensor | None) -> Tensor:
+    def _values(self, group: _Group, batch: Batch, hidden: Tensor, at_layer: Tensor, source: Tensor | None) -> Tensor:
         """The loss's value of each label of the group: (labels,)."""
-        loss, tokens = group.level.loss, batch.labels[group.labels].to(hidden.device)
+        loss, labels = group.level.loss, batch.labels[group.labels].to(hidden.device)
+        floor = group.level.floor(group.chosen)
         if loss.needs_layer:
-            return loss.token_values(hidden[group.labels], tokens, None)
+            values = loss.token_values(at_layer[group.labels], labels, None)
+            if floor is None:
+                return values
+            nll, _ = label_scores(self._head, hidden[group.labels], labels)
+            return let_go(values, nll.to(values.device), floor.to(values.device))
         reference = source[group.labels] if source is not None and loss.needs_source_logits else None
-        return token_values(self._head, hidden[group.labels], tokens, loss.token_values, reference)
+        tokens = Tokens(labels, reference, None if floor is None else floor.to(hidden.device), self._source_head)
+        return token_values(self._head, hidden[group.labels], tokens, loss.token_values)
 
     def _rows(self, group: _Group, batch: Batch) -> Rows:
         """What the loss may know of the group's sequences."""
@@ -300,18 +328,47 @@ class Stepper:
         with self.factors.holding(self._source):
             return hidden_states(self.model, batch)
 
-    def _level(self, loss: Loss, items: list[Item]) -> LossSet:
+    def _level(self, loss: Loss, items: list[Item], floors: list[Tensor] | None) -> LossSet:
         """A level with the references that its loss wants."""
         flat = [example for item in items for example in item]
-        source_nll = sequence_nll(self.model, flat, self._pad, self.micro_batch_size)
-        return LossSet(loss, items, source_nll.view(len(items), -1))
+        found = label_nll(self.model, flat, self._pad, self.micro_batch_size)
+        if floors is not None and not any(bool((nll < floor).any()) for nll, floor in _answers(items, found, floors)):
+            raise FactorError(
+                "the adapter makes no token of the forget set likelier than the base model alone does, so that there "
+                'is nothing to forget above floor "base"; a fresh adapter needs floor "none"'
+            )
+        return LossSet(loss, items, torch.stack([nll.sum() for nll in found]).view(len(items), -1), floors)
+
+    @torch.no_grad()
+    def _floors(self, items: list[Item]) -> list[Tensor] | None:
+        """NLL of every label under the base model alone. Refusals are to be learned: they have no floor."""
+        if self.method.floor == "none":
+            return None
+        answers = [item[0] for item in items]
+        with without_adapters(self.model):
+            found = label_nll(self.model, answers, self._pad, self.micro_batch_size)
+        endless = [
+            [torch.full((len(e.labels),), torch.inf).to(nll) for e in item[1:]]
+            for item, nll in zip(items, found, strict=True)
+        ]
+        return [torch.cat([nll, *rest]) for nll, rest in zip(found, endless, strict=True)]
 
     @torch.no_grad()
     def _aim(self, seed: int) -> None:
         """Let a loss on hidden states see those of the source adapter, on a sample of the sequences."""
         sample = [item[0] for item in self.forget.items[:AIM_SEQUENCES]]
-        batch = collate(sample, self._pad).to(self.factors.device)
-        self.forget.loss.aim(self._hidden(batch)[1], seed)
+        states = []
+        for part in by_length(sample, self.micro_batch_size):
+            batch = collate([sample[index] for index in part], self._pad).to(self.factors.device)
+            states.append(self._hidden(batch)[1])
+        self.forget.loss.aim(torch.cat(states), seed)
+
+    def _source_logits(self, hidden: Tensor) -> Tensor:
+        """What the source adapter's output layer makes of hidden states: (n, hidden) -> (n, vocab)."""
+        if self._source is None:
+            raise ValueError("no loss compares with the source adapter")
+        with self.factors.holding(self._source):
+            return self._head(hidden)
 
     def _choose_passes(self) -> int:
         if self.method.passes == "one" and not self._taps.separable:
@@ -331,9 +388,18 @@ def _place(model: nn.Module, loss: Loss) -> nn.Module | None:
         return None
     layers = decoder_layers(model)
     chosen = loss.place(len(layers))
-    for layer in layers[chosen:]:
+    for layer in (*layers[chosen:], output_layer(model)):
         layer.requires_grad_(False)
     return layers[chosen - 1]
+
+
+def _answers(
+    items: Sequence[Item], found: Sequence[Tensor], floors: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """NLL and floor of every label of the answers, without the refusals behind them."""
+    width = len(items[0])
+    for nll, floor in zip(found[::width], floors, strict=True):
+        yield nll, floor[: len(nll)]
 
 
 def _items(
@@ -347,18 +413,26 @@ def _items(
 
 
 @torch.no_grad()
-def sequence_nll(model: nn.Module, examples: Sequence[Example], pad_token_id: int, batch_size: int) -> Tensor:
-    """Summed NLL of the labels of each example, in nats: (examples,) float32 on the model's device."""
-    head = Head(model)
-    device = next(model.parameters()).device
-    result = torch.zeros(len(examples), device=device)
+def label_nll(model: nn.Module, examples: Sequence[Example], pad_token_id: int, batch_size: int) -> list[Tensor]:
+    """NLL in nats of every label of each example: (labels,) float32 each, on the model's device."""
+    head, device = Head(model), next(model.parameters()).device
+    result: dict[int, Tensor] = {}
     for chosen in by_length(examples, batch_size):
         rows = [examples[index] for index in chosen]
         batch = collate(rows, pad_token_id).to(device)
-        nll = token_values(head, hidden_states(model, batch), batch.labels, lambda z, y, _: token_nll(z, y))
-        of = Rows(batch.rows, torch.zeros(len(rows), device=device), torch.zeros(0))
-        result[torch.tensor(chosen, device=device)] = of.sums(nll)
-    return result
+        tokens = Tokens(batch.labels)
+        nll = token_values(
+            head, hidden_states(model, batch), tokens, lambda logits, labels, _: token_nll(logits, labels)
+        )
+        parts: tuple[Tensor, ...] = nll.split([len(example.labels) for example in rows])  # type: ignore[no-untyped-call]
+        result.update(zip(chosen, parts, strict=True))
+    return [result[index] for index in range(len(examples))]
+
+
+@torch.no_grad()
+def sequence_nll(model: nn.Module, examples: Sequence[Example], pad_token_id: int, batch_size: int) -> Tensor:
+    """Summed NLL of the labels of each example, in nats: (examples,) float32 on the model's device."""
+    return torch.stack([nll.sum() for nll in label_nll(model, examples, pad_token_id, batch_size)])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -58,6 +58,22 @@ def test_deleting_twice_does_no_harm(storage: LocalStorage) -> None:
         storage.local_path("a")
 
 
+def test_keys_are_listed_and_removed_by_their_beginning(storage: LocalStorage, tmp_path: Path) -> None:
+    assert storage.keys("a") == []
+    storage.delete_all("a")
+    for key in ("a/x/2", "a/x/10", "a/y/1", "ab/1", "b"):
+        with storage.create(key) as sink:
+            sink.write(b"x")
+    assert storage.keys("a") == ["a/x/10", "a/x/2", "a/y/1"]
+    with storage.create("a/x/3"):
+        assert storage.keys("a/x") == ["a/x/10", "a/x/2"], "what is being written is not there yet"
+    (tmp_path / "storage" / "a" / "x" / ".writing-killed").write_bytes(b"half")
+    storage.delete_all("a/x")
+    assert not (tmp_path / "storage" / "a" / "x").exists()
+    assert storage.keys("a") == ["a/y/1"]
+    assert storage.keys("ab") == ["ab/1"]
+
+
 @pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd", "a//b", "", "a/..", "A\x00"])
 def test_keys_that_lead_elsewhere_are_refused(storage: LocalStorage, key: str) -> None:
     with pytest.raises(ValueError, match="storage key"):

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny, encode, memorise
 from worker.evaluation.evaluate import SetScores, base_scores, evaluate_model, sample_examples
-from worker.evaluation.metrics import token_scores
+from worker.evaluation.metrics import greedy_answers, token_scores
 from worker.unlearning.encoding import Example, encode_records
-from worker.unlearning.loop import sequence_nll
 from worker.unlearning.models import load_base
 
 METRICS = ("probability", "nll", "extraction_strength", "exact_memorisation", "rouge_l_recall")
@@ -20,6 +19,14 @@ METRICS = ("probability", "nll", "extraction_strength", "exact_memorisation", "r
 
 def means(scores: SetScores) -> list[float]:
     return [getattr(scores, name) for name in METRICS]
+
+
+def plain_nll(model: Any, example: Example) -> float:
+    """Mean label NLL by the model's own forward, alone and without padding."""
+    ids = torch.tensor([example.input_ids])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, example.prompt_length - 1 : -1]
+    return float(torch.nn.functional.cross_entropy(logits, ids[0, example.prompt_length :]))
 
 
 def test_memorised_set_scores_high_and_the_base_alone_low(tiny: Tiny) -> None:
@@ -49,8 +56,7 @@ def test_probability_is_the_exponential_of_the_mean_nll_per_record(tiny: Tiny) -
     model, tokenizer = tiny.load()
     examples = encode(FORGET_RECORDS, tokenizer)
     scores = evaluate_model(model, tokenizer, {"forget": examples})["forget"]
-    sums = sequence_nll(model, examples, 2, 1).tolist()
-    nll = [total / len(example.labels) for total, example in zip(sums, examples, strict=True)]
+    nll = [plain_nll(model, example) for example in examples]
     assert [record.nll for record in scores.per_record] == pytest.approx(nll, rel=1e-5)
     assert scores.nll == pytest.approx(sum(nll) / 4, rel=1e-5)
     assert scores.probability == pytest.approx(sum(math.exp(-value) for value in nll) / 4, rel=1e-5)
@@ -63,6 +69,39 @@ def test_batch_size_does_not_change_the_scores(tiny: Tiny) -> None:
     many = evaluate_model(model, tokenizer, sets, batch_size=5)
     for name in sets:
         assert means(many[name]) == pytest.approx(means(one[name]), rel=1e-4)
+
+
+@pytest.mark.parametrize("part", ["token_scores", "greedy_answers"])
+def test_batches_that_do_not_fit_are_halved(llama: Tiny, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    model, tokenizer = llama.load()
+    sets = {"forget": encode(FORGET_RECORDS, tokenizer)}
+    expected = evaluate_model(model, tokenizer, sets, batch_size=1)["forget"]
+    sizes: list[int] = []
+    real: Any = {"token_scores": token_scores, "greedy_answers": greedy_answers}[part]
+
+    def scarce(model: Any, tokenizer: Any, examples: list[Example], batch_size: int, *more: int) -> Any:
+        sizes.append(batch_size)
+        if batch_size > 2:
+            raise torch.OutOfMemoryError
+        return real(model, tokenizer, examples, batch_size, *more)
+
+    monkeypatch.setattr(f"worker.evaluation.evaluate.{part}", scarce)
+    scores = evaluate_model(model, tokenizer, sets, batch_size=12)["forget"]
+    assert sizes == [12, 6, 3, 1]
+    assert scores == expected
+
+
+def test_other_errors_of_a_pass_are_not_taken_for_a_lack_of_memory(
+    llama: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = llama.load()
+
+    def fail(*_arguments: object) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr("worker.evaluation.evaluate.token_scores", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        evaluate_model(model, tokenizer, {"forget": encode(FORGET_RECORDS, tokenizer)})
 
 
 def test_windows_are_joined_into_one_record(llama: Tiny) -> None:

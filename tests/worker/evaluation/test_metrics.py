@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from tests.worker.conftest import CONTEXT, FORGET_RECORDS, RETAIN_RECORDS, Tiny, encode, memorise
 from worker.evaluation.metrics import (
@@ -27,23 +28,34 @@ from worker.unlearning.encoding import Example, encode_records
 EOS = 1
 
 
-class Scripted(nn.Module):
-    """A model that says t + 1 after token t with probability 3/4; the other tokens share the rest."""
+VOCABULARY = 20
 
-    def __init__(self, vocabulary: int = 20) -> None:
+
+class Script(nn.Module):
+    """Log-probabilities in the place of hidden states: 3/4 for t + 1 after token t, the rest is shared."""
+
+    def forward(self, input_ids: Tensor, **_unused: object) -> BaseModelOutputWithPast:
+        probabilities = torch.full((*input_ids.shape, VOCABULARY), 0.25 / (VOCABULARY - 1))
+        probabilities.scatter_(-1, (input_ids[..., None] + 1) % VOCABULARY, 0.75)
+        return BaseModelOutputWithPast(last_hidden_state=probabilities.log())
+
+
+class Scripted(nn.Module):
+    """A model that follows the script."""
+
+    base_model_prefix = "model"
+    config = LlamaConfig(vocab_size=VOCABULARY)
+
+    def __init__(self) -> None:
         super().__init__()
-        self.vocabulary = vocabulary
-        self.head = nn.Identity()
+        self.model, self.head = Script(), nn.Identity()
         self.weight = nn.Parameter(torch.zeros(1))
 
     def get_output_embeddings(self) -> nn.Module:
         return self.head
 
-    def forward(self, input_ids: Tensor, **_unused: object) -> SimpleNamespace:
-        rest = 0.25 / (self.vocabulary - 1)
-        probabilities = torch.full((*input_ids.shape, self.vocabulary), rest)
-        probabilities.scatter_(-1, (input_ids[..., None] + 1) % self.vocabulary, 0.75)
-        return SimpleNamespace(logits=self.head(probabilities.log()))
+    def forward(self, **inputs: Any) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.head(self.model(**inputs)[0]))
 
 
 def scripted(*sequences: Sequence[int], prompt_length: int = 1) -> list[TokenScores]:

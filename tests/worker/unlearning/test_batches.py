@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +24,10 @@ def test_an_epoch_shows_every_example_once(n: int, size: int, seed: int, epoch: 
 
 @given(step=st.integers(0, 500), **SIZES)
 def test_a_step_is_the_same_however_it_is_reached(n: int, size: int, seed: int, step: int) -> None:
-    assert batch_indices(seed, step, n, size) == batch_indices(seed, step, n, size)
+    alone = batch_indices(seed, step, n, size)
+    for other in range(12):  # more epochs and streams than are remembered
+        batch_indices(seed, other, n, size, stream=other % 2)
+    assert batch_indices(seed, step, n, size) == alone
 
 
 def test_epochs_seeds_and_streams_have_orders_of_their_own() -> None:
@@ -41,11 +45,20 @@ def test_positions_point_at_the_token_in_front_of_each_label() -> None:
     long, short = Example(0, (5, 6, 7, 8), 2, "", ""), Example(1, (9, 3), 1, "", "")
     batch = collate([long, short], pad_token_id=0)
     assert batch.input_ids.tolist() == [[5, 6, 7, 8], [9, 3, 0, 0]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
+    assert batch.shape == (2, 4)
     assert batch.labels.tolist() == [7, 8, 3]
     assert batch.rows.tolist() == [0, 0, 1]
     assert batch.input_ids.flatten()[batch.positions].tolist() == [6, 7, 9]
     assert torch.equal(batch.input_ids.flatten()[batch.positions + 1], batch.labels)
+
+
+@pytest.mark.parametrize("pad", [0, 7])
+def test_padding_is_never_a_label(pad: int) -> None:
+    lengths = (4, 2, 3)
+    batch = collate([Example(i, (5,) * length, 1, "", "") for i, length in enumerate(lengths)], pad)
+    assert batch.labels.tolist() == [5] * (3 + 1 + 2)
+    assert batch.rows.tolist() == [0, 0, 0, 1, 2, 2]
+    assert int((batch.input_ids == pad).sum()) == 3
 
 
 @given(lengths=st.lists(st.integers(1, 9), max_size=20), size=st.integers(1, 5))

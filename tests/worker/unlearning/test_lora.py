@@ -8,13 +8,23 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.worker.conftest import FORGET_RECORDS, Tiny, encode
-from worker.unlearning.loop import sequence_nll
-from worker.unlearning.lora import AdapterError, adapter_state, attach_adapter, read_config, read_state
+from tests.worker.conftest import FORGET_RECORDS, Tiny, blur_method, encode
+from tests.worker.unlearning.engine import load, plain_outputs, sequences, sets
+from worker.unlearning.loop import unlearn
+from worker.unlearning.lora import (
+    AdapterError,
+    adapter_state,
+    attach_adapter,
+    fresh_adapter,
+    read_config,
+    read_state,
+)
 from worker.unlearning.models import load_base
+from worker.unlearning.step import Stepper, sequence_nll
 
 State = dict[str, Tensor]
 WEIGHTS = "adapter_model.safetensors"
@@ -147,6 +157,11 @@ def test_file_that_does_not_fit_is_refused(
         ({"bias": "all"}, "more than LoRA factors"),
         ({"init_lora_weights": "pissa"}, "changes the base model"),
         ({"peft_type": "NO_SUCH"}, "not a PEFT configuration"),
+        ({"use_dora": True}, "variant of LoRA .use_dora"),
+        ({"lora_bias": True}, "variant of LoRA .lora_bias"),
+        ({"target_parameters": ["mlp.experts"]}, "variant of LoRA .target_parameters"),
+        ({"alora_invocation_tokens": [5]}, "variant of LoRA .alora"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, "variant of LoRA .layer_replication"),
     ],
 )
 def test_configuration_that_is_no_plain_lora_is_refused(
@@ -195,3 +210,106 @@ def test_factors_beyond_the_range_of_the_file_type_are_not_written(llama: Tiny) 
     like = {key: value.half() for key, value in read_state(llama.adapter).items()}
     with pytest.raises(AdapterError, match="not finite after unlearning"):
         adapter_state(model, like=like)
+
+
+# In training the factors are views of one vector.
+
+
+def test_adapter_in_training_goes_into_a_file_and_back(every: Tiny, tmp_path: Path) -> None:
+    model, tokenizer = load(every)
+    forget, retain = sets(tokenizer)
+    unlearn(model, tokenizer, forget, retain, blur_method(steps=2, learning_rate=1e-2), seed=0)
+    state = adapter_state(model, like=read_state(every.adapter))
+    shutil.copytree(every.adapter, tmp_path, dirs_exist_ok=True)
+    save_file(state, tmp_path / WEIGHTS)
+    assert (tmp_path / WEIGHTS).stat().st_size < 1.1 * (every.adapter / WEIGHTS).stat().st_size
+    again = attach(every, tmp_path)
+    assert all(torch.equal(value, state[key]) for key, value in adapter_state(again).items())
+    torch.testing.assert_close(sequence_nll(again, forget, 2, 8), sequence_nll(model, forget, 2, 8))
+
+
+def test_state_is_a_copy_that_later_steps_do_not_change(llama: Tiny) -> None:
+    model, tokenizer = load(llama)
+    made = Stepper(model, tokenizer, *sets(tokenizer), blur_method(), 0)
+    state = adapter_state(model)
+    before = {key: value.clone() for key, value in state.items()}
+    made.factors.vector.add_(1.0)
+    assert all(torch.equal(value, before[key]) for key, value in state.items())
+    assert all(value.untyped_storage().nbytes() == value.nbytes for value in state.values())
+
+
+def test_adapter_on_the_output_layer_and_the_embeddings_goes_in_and_out(outer: Tiny, embedded: Tiny) -> None:
+    for tiny in (outer, embedded):
+        stored = read_state(tiny.adapter)
+        state = adapter_state(load(tiny)[0], like=stored)
+        assert state.keys() == stored.keys()
+        assert all(torch.equal(state[key], stored[key]) for key in stored)
+
+
+# Fresh adapters.
+
+
+def fresh(tiny: Tiny, **knobs: Any) -> Any:
+    base, _ = load_base(tiny.base)
+    return fresh_adapter(base, **{"rank": 4, "alpha": 8.0, "seed": 0} | knobs)
+
+
+def test_fresh_adapter_starts_as_the_base_model(every: Tiny) -> None:
+    model = fresh(every)
+    base, _ = load_base(every.base)
+    examples = sequences(every, 4, 0)
+    with torch.no_grad():
+        assert torch.equal(plain_outputs(model, examples)[0], plain_outputs(base, examples)[0])
+    assert not any(module.training for module in model.modules())
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert trainable.keys() == {name for name, _ in model.named_parameters() if "lora_" in name}
+    assert {p.dtype for p in trainable.values()} == {torch.float32}
+    assert not any("lm_head" in name or "embed_out" in name for name in trainable), "the output layer is left alone"
+
+
+def test_fresh_adapter_is_drawn_by_its_seed_alone(llama: Tiny) -> None:
+    torch.manual_seed(1)
+    first = adapter_state(fresh(llama))
+    drawn = torch.rand(1)
+    again, other = adapter_state(fresh(llama)), adapter_state(fresh(llama, seed=1))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), drawn), "the seed of others is left alone"
+
+
+def test_fresh_adapter_takes_rank_scaling_and_modules(llama: Tiny) -> None:
+    model = fresh(llama, rank=3, alpha=12.0, target_modules=["q_proj"])
+    state = adapter_state(model)
+    assert {"q_proj" in key for key in state} == {True}
+    assert {value.shape[0] for key, value in state.items() if "lora_A" in key} == {3}
+    assert {layer.scaling["default"] for layer in model.modules() if isinstance(layer, LoraLayer)} == {4.0}
+
+
+def test_fresh_adapter_on_no_module_is_refused(llama: Tiny) -> None:
+    with pytest.raises(AdapterError, match="does not fit the base model"):
+        fresh(llama, target_modules=["no_such_module"])
+
+
+def test_fresh_adapter_on_a_bfloat16_base_is_float32(llama: Tiny) -> None:
+    base, _ = load_base(llama.base, dtype=torch.bfloat16)
+    model = fresh_adapter(base, rank=2, alpha=2.0, seed=0)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_base_model_is_unlearned_through_a_fresh_adapter(llama: Tiny, tmp_path: Path) -> None:
+    model, (_, tokenizer) = fresh(llama, rank=8), load(llama)
+    forget, retain = sets(tokenizer)
+    with model.disable_adapter():
+        base = sequence_nll(model, forget, 2, 8)
+    made = Stepper(model, tokenizer, forget, retain, blur_method(), 0)
+    torch.testing.assert_close(made.forget.source_nll[:, 0], base)
+    method = blur_method(steps=25, learning_rate=5e-3, gamma=0.5, gamma_scale="relative")
+    unlearn(model, tokenizer, forget, retain, method, seed=0)
+    assert float((sequence_nll(model, forget, 2, 8) - base).min()) > 5
+    with model.disable_adapter():
+        assert torch.equal(sequence_nll(model, forget, 2, 8), base), "the base itself is as it was"
+    model.save_pretrained(str(tmp_path))
+    save_file(adapter_state(model), tmp_path / WEIGHTS)
+    again = attach(llama, tmp_path)
+    torch.testing.assert_close(sequence_nll(again, forget, 2, 8), sequence_nll(model, forget, 2, 8))

@@ -7,72 +7,135 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GraniteConfig,
-    GraniteForCausalLM,
-    PretrainedConfig,
-    PreTrainedTokenizerFast,
-)
+from transformers import MixtralConfig, MixtralForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
-from tests.worker.conftest import CONTEXT, FORGET_RECORDS, RETAIN_RECORDS, Tiny, build_model, encode
+from tests.worker.conftest import CONTEXT, VOCABULARY, Tiny, build_model
+from tests.worker.unlearning import engine
+from tests.worker.unlearning.engine import PAD
 from worker.unlearning.batches import Batch, collate
 from worker.unlearning.models import (
+    Head,
     ModelError,
+    backbone,
+    causal_model,
+    checkpointed_layers,
     context_length,
-    label_logits,
+    decoder_layers,
+    hidden_states,
     load_base,
     output_layer,
     pad_id,
 )
 
 
-def plain_logits(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """All logits, then those of the label positions."""
-    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    logits: torch.Tensor = output.logits.flatten(0, 1)[batch.positions]
-    return logits
+def collated(tiny: Tiny) -> Batch:
+    """Sequences of unequal lengths, some longer than a sliding window."""
+    return collate(engine.sequences(tiny, 6, 0), PAD)
 
 
-def test_label_logits_are_those_of_the_plain_forward(tiny: Tiny) -> None:
-    model, tokenizer = tiny.load()
-    batch = collate(encode(FORGET_RECORDS + RETAIN_RECORDS, tokenizer), 2)
-    narrowed = label_logits(model, batch)
-    torch.testing.assert_close(narrowed, plain_logits(model, batch), rtol=1e-5, atol=1e-5)
+def test_hidden_states_are_those_of_a_plain_forward_with_a_mask(every: Tiny) -> None:
+    model, _ = engine.source(every)
+    examples = engine.sequences(every, 6, 0)
+    lengths = {len(example.input_ids) for example in examples}
+    assert len(lengths) > 2
+    assert max(lengths) > 16, "longer than the sliding window"
+    causal = causal_model(model)
+    expected, _ = engine.plain_outputs(model, examples)
+    hidden = hidden_states(model, collate(examples, PAD))
+    layer: Any = output_layer(model)
+    assert hidden.shape == (len(expected), layer.weight.shape[1])
+    torch.testing.assert_close(Head(causal)(hidden), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("scaled", ["granite", "gemma2"])
-def test_scaled_and_capped_logits_stay_exact(scaled: str, tokenizer: PreTrainedTokenizerFast) -> None:
-    shape: dict[str, Any] = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 48, "head_dim": 16}
-    shape |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 2}
-    shape |= {"bos_token_id": 0, "eos_token_id": 1, "initializer_range": 0.3}
-    torch.manual_seed(0)
-    model: Any = (
-        GraniteForCausalLM(GraniteConfig(**shape, logits_scaling=8.0))
-        if scaled == "granite"
-        else Gemma2ForCausalLM(Gemma2Config(**shape, final_logit_softcapping=3.0))
+def test_padding_token_makes_no_difference(every: Tiny) -> None:
+    model, _ = engine.source(every)
+    examples = engine.sequences(every, 6, 0)
+    with torch.no_grad():
+        first, second = (hidden_states(model, collate(examples, pad)) for pad in (PAD, 77))
+    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "gemma2"])
+def test_sliding_window_is_in_force(architecture: str) -> None:
+    """Or the tests above would say nothing about it."""
+    model = build_model(architecture).train(False)
+    ids = torch.randint(3, 384, (1, 80), generator=torch.Generator().manual_seed(0))
+    changed = ids.clone()
+    changed[0, 0] += 1
+    first, second = (
+        hidden_states(model, Batch(tokens, torch.tensor([2, 79]), torch.zeros(2, dtype=torch.int64), torch.zeros(2)))
+        for tokens in (ids, changed)
     )
-    model.eval()
-    batch = collate(encode(FORGET_RECORDS, tokenizer), 2)
-    narrowed = label_logits(model, batch)
-    torch.testing.assert_close(narrowed, plain_logits(model, batch), rtol=1e-5, atol=1e-5)
-    head = model.get_output_embeddings()
-    hidden = model.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).last_hidden_state
-    unscaled = head(hidden.flatten(0, 1)[batch.positions])
-    assert not torch.allclose(narrowed, unscaled), "the fixture must scale its logits"
+    assert not torch.allclose(first[0], second[0])
+    if architecture == "mistral":  # both of its layers look back 15 tokens; Gemma's upper one sees everything
+        assert torch.equal(first[1], second[1])
 
 
-def test_output_layer_is_fed_label_positions_only_and_left_without_hooks(llama: Tiny) -> None:
-    model, tokenizer = llama.load()
-    batch = collate(encode(FORGET_RECORDS, tokenizer), 2)
-    fed: list[torch.Size] = []
-    head = output_layer(model)
-    watch = head.register_forward_hook(lambda _head, inputs, _output: fed.append(inputs[0].shape))
-    label_logits(model, batch)
-    watch.remove()
-    assert fed == [torch.Size([len(batch.labels), 32])]
-    assert not head._forward_pre_hooks
+@pytest.mark.parametrize("architecture", ["granite", "gemma2"])
+def test_head_scales_and_caps_logits_as_the_architecture_does(architecture: str) -> None:
+    model: Any = build_model(architecture).train(False)
+    hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+    raw = output_layer(model)(hidden)
+    expected = raw / 8.0 if architecture == "granite" else 5.0 * torch.tanh(raw / 5.0)
+    torch.testing.assert_close(Head(model)(hidden), expected)
+
+
+def test_head_takes_any_selection_and_leaves_the_model_whole(every: Tiny) -> None:
+    model, _ = engine.load(every)
+    shipped, head = backbone(model), Head(model)
+    batch = collated(every)
+    hidden = hidden_states(model, batch).detach()
+    torch.testing.assert_close(head(hidden[3:5]), head(hidden)[3:5], rtol=1e-4, atol=1e-4)
+    assert backbone(model) is shipped
+    assert not head.trained
+    assert head.vocabulary == VOCABULARY
+
+
+def test_head_leaves_the_model_whole_when_it_fails(llama: Tiny) -> None:
+    model, _ = engine.load(llama)
+    shipped, head = backbone(model), Head(model)
+    with pytest.raises(RuntimeError):
+        head(torch.zeros(2, 31))
+    assert backbone(model) is shipped
+
+
+def test_mixture_of_experts_has_a_head() -> None:
+    """Its backbone returns more than hidden states."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2}
+    model = MixtralForCausalLM(MixtralConfig(**shape)).train(False)
+    ids = torch.arange(3, 9)[None]
+    batch = Batch(ids, torch.arange(5), ids[0, 1:], torch.zeros(5, dtype=torch.int64))
+    logits = Head(model)(hidden_states(model, batch))
+    torch.testing.assert_close(logits, model(input_ids=ids).logits[0, :5], rtol=1e-4, atol=1e-5)
+
+
+def test_decoder_layers_are_found_in_order(every: Tiny) -> None:
+    model, _ = engine.source(every)
+    layers = decoder_layers(model)
+    names = {id(module): name for name, module in model.named_modules()}
+    assert [names[id(layer)].rsplit(".", 1)[1] for layer in layers] == ["0", "1"]
+
+
+def test_architecture_without_layers_to_tell_apart_is_refused(llama: Tiny) -> None:
+    model, _ = engine.load(llama)
+    causal_model(model).config.num_hidden_layers = 5
+    with pytest.raises(ModelError, match="no list of decoder layers"):
+        decoder_layers(model)
+
+
+def test_architecture_without_checkpointing_is_refused(llama: Tiny) -> None:
+    model, _ = engine.load(llama)
+    inner: Any = backbone(model)
+    inner.layers = nn.ModuleList([nn.Linear(2, 2)])
+    with (
+        pytest.raises(ModelError, match="does not support gradient_checkpointing"),
+        checkpointed_layers(model, active=True),
+    ):
+        pass
+    with checkpointed_layers(model, active=False):
+        pass
 
 
 def test_base_comes_frozen_in_evaluation_mode_and_float32(tiny: Tiny) -> None:

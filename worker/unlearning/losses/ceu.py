@@ -7,6 +7,7 @@ from torch import Tensor
 
 from app.methods import CeuLoss
 from worker.unlearning.losses.base import Loss
+from worker.unlearning.scoring import token_nll
 
 
 class Ceu(Loss):
@@ -23,6 +24,9 @@ class Ceu(Loss):
     def token_values(self, logits: Tensor, labels: Tensor, source_logits: Tensor | None) -> Tensor:
         """(labels, vocab), (labels,) -> (labels,)."""
         del source_logits
-        # log(1 - p) = log sum_{v != y} exp z_v - log sum_v exp z_v: exact where 1 - exp(-nll) would round to 0.
+        # log(1 - p) = log sum_{v != y} exp z_v - log sum_v exp z_v is exact where 1 - p would round to 0, and of no
+        # use where p is as small as the rounding of the two sums.
         others = torch.scatter(logits, 1, labels[:, None], float("-inf"))
-        return logits.logsumexp(-1) - others.logsumexp(-1)
+        likely = logits.logsumexp(-1) - others.logsumexp(-1)
+        p = (-token_nll(logits, labels)).exp()
+        return torch.where(p > 0.5, likely, -torch.log1p(-p.clamp_max(0.5)))

@@ -1,0 +1,53 @@
+"""Adapters that only the tests of the engine need."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.worker.conftest import (
+    ARCHITECTURES,
+    FORGET_RECORDS,
+    RETAIN_RECORDS,
+    UNUSUAL_ARCHITECTURES,
+    Tiny,
+    encode,
+    make_tiny,
+    memorise,
+)
+
+
+@pytest.fixture(scope="session", params=(*ARCHITECTURES, *UNUSUAL_ARCHITECTURES))
+def every(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Every architecture in turn, the unusual ones too."""
+    return make_tiny(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session", params=("llama", "granite", "gemma2"))
+def headed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """Output layers as they are, scaled and capped."""
+    return make_tiny(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="session")
+def outer(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """An adapter that trains the output layer too."""
+    return make_tiny(tmp_path_factory.mktemp("outer"), "qwen2", ["q_proj", "down_proj", "lm_head"])
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """An adapter that trains the embeddings too."""
+    return make_tiny(tmp_path_factory.mktemp("embedded"), "qwen2", ["embed_tokens", "q_proj", "down_proj"])
+
+
+@pytest.fixture(scope="session")
+def memorised(llama: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """An adapter that knows both sets by heart."""
+    model, tokenizer = llama.load()
+    memorise(model, encode(FORGET_RECORDS + RETAIN_RECORDS, tokenizer), steps=120, rate=1e-2)
+    adapter = tmp_path_factory.mktemp("memorised")
+    shutil.copytree(llama.adapter, adapter, dirs_exist_ok=True)
+    model.save_pretrained(str(adapter))
+    return Tiny(llama.architecture, llama.base, adapter)
