@@ -135,12 +135,13 @@ def measure_model(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_memory(name: str, options: argparse.Namespace) -> dict[str, list[int]]:
-    """Peak growth of every variant in bytes, of several processes where one is not exact."""
-    wanted = (SUM, picked(options.device)) if options.quick else VARIANTS
-    runs = 1 if options.quick or options.device.type == "cuda" else MEMORY_RUNS
+    """Peak growth of every variant in bytes; of several processes where a bar hangs on it and one is not exact."""
+    judged = (SUM, picked(options.device))
+    exact = options.quick or options.device.type == "cuda"
     fixed = {"device": options.device, "threads": options.threads, "seed": options.seed, "quick": options.quick}
     growth: dict[str, list[int]] = {variant: [] for variant in VARIANTS}
-    for variant in wanted:
+    for variant in judged if options.quick else VARIANTS:
+        runs = MEMORY_RUNS if variant in judged and not exact else 1
         found = [measure(name, variant, **fixed) for _ in range(runs)]
         growth[variant] = [value for value in found if value is not None]
     return growth
@@ -218,7 +219,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--models", type=_models, help="names, with commas; default: all that the device is for")
-    parser.add_argument("--steps", type=int, help="timed turns after the warm-up; default 24, 3 with --quick")
+    parser.add_argument("--steps", type=int, help="timed turns after the warm-up; default 20, 3 with --quick")
     parser.add_argument("--threads", type=int, default=1, help="of torch on the CPU; default 1")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu or cuda; default cpu")
     parser.add_argument("--seed", type=int, default=0, help="of weights, records and their order; default 0")
@@ -230,7 +231,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to a file")
     options = parser.parse_args(arguments)
     options.models = options.models or (NAMES if options.device.type == "cuda" else SMALL)
-    options.steps = options.steps or (3 if options.quick else 24)
+    options.steps = options.steps or (3 if options.quick else 20)
     return options
 
 

@@ -75,7 +75,7 @@ def reproduce(options: argparse.Namespace) -> dict[str, Any]:
         EncodingError: a record cannot be encoded.
         ModelError: the base model cannot be loaded.
     """
-    base, tokenizer = load_base(options.base)
+    base, tokenizer = load_base(options.base, four_bit=options.four_bit)
     length = min(options.max_length, context_length(base.config) or options.max_length)
     sets = {name: encode_records(_records(path), tokenizer, length) for name, path in _sets(options.set)}
     model = base if options.adapter == "none" else _with_adapter(base, Path(options.adapter))
@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--base", type=Path, required=True, metavar="DIR", help="directory of the base model")
     add("--adapter", required=True, metavar="DIR|TAR_GZ|none", help="the adapter; none: the base model alone")
     add("--set", action="append", required=True, metavar="NAME=FILE", help="records to score; repeatable")
+    add("--four-bit", action="store_true", help="hold the base model in four bits, as LETHE_FOUR_BIT does")
     add("--max-length", type=_positive, default=512, metavar="N", help="tokens per sequence (default 512)")
     add("--batch-size", type=_positive, default=16, metavar="N", help="sequences per pass (default 16)")
     add("--max-new-tokens", type=_positive, default=128, metavar="N", help="cap per answer (default 128)")

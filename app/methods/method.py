@@ -75,8 +75,8 @@ class _Knobs(Strict):
     passes: Annotated[
         Literal["auto", "one", "two"],
         Field(
-            description="Both gradients from one concatenated pass (faster on GPUs), or from two (a third less "
-            'memory). Never changes the result beyond rounding. "auto" picks by device.'
+            description="Both gradients from one concatenated pass, or from two, which needs less memory. Never "
+            'changes the result beyond rounding. "auto" takes one where it is faster, two when memory runs out.'
         ),
     ] = "auto"
     gradient_checkpointing: Annotated[

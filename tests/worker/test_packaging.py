@@ -298,6 +298,19 @@ def test_reproduce_explains_unusable_inputs_and_quotes_no_record(
     assert "secret" not in output.err + output.out
 
 
+def test_reproduce_can_be_asked_for_a_base_in_four_bits(
+    llama: Tiny, released: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(_directory: Path, **options: Any) -> None:
+        assert options["quantization_config"].load_in_4bit
+        raise ImportError
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", missing)
+    sets = ["--set", f"forget={released / 'forget.jsonl'}"]
+    assert main(["--base", str(llama.base), "--adapter", "none", "--four-bit", *sets]) == 2
+    assert "bitsandbytes" in capsys.readouterr().err
+
+
 def test_reproduce_reads_line_separators_inside_strings(llama: Tiny, released: Path) -> None:
     record = {"prompt": "Line\u2028separated?", "completion": " Yes."}
     (released / "forget.jsonl").write_text(json.dumps(record, ensure_ascii=False) + "\n\n", encoding="utf-8")

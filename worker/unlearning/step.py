@@ -42,7 +42,8 @@ _Result = TypeVar("_Result")
 Item = tuple[Example, ...]
 """The sequences of one forget or retain example: itself, and its refusal where the loss wants one."""
 
-ONE_PASS_DEVICES = ("cuda",)
+# Where one concatenated pass is at least as fast as two (benchmarks/engine.py).
+ONE_PASS_DEVICES = ("cuda", "cpu")
 AIM_SEQUENCES = 64  # on which a loss on hidden states measures how long they are
 SCALARS = (
     "forget_loss",
