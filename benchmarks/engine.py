@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -56,36 +57,65 @@ examples:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per step of every variant, one entry per turn."""
+    """Seconds per step of every variant, one entry per turn.
+
+    Attributes:
+        seconds: by the clock that the ratios are taken from.
+        wall: by the clock on the wall.
+    """
 
     seconds: dict[str, list[float]]
+    wall: dict[str, list[float]]
 
     def ratio(self, name: str, to: str) -> list[float]:
         """Within each turn, by how much one variant is slower than another."""
-        return [a / b for a, b in zip(self.seconds[name], self.seconds[to], strict=True)]
+        return _ratios(self.seconds, name, to)
+
+    def wall_ratio(self, name: str, to: str) -> list[float]:
+        """The same by the clock on the wall."""
+        return _ratios(self.wall, name, to)
+
+
+def _ratios(seconds: dict[str, list[float]], name: str, to: str) -> list[float]:
+    return [a / b for a, b in zip(seconds[name], seconds[to], strict=True)]
 
 
 def take_turns(case: Case, variants: dict[str, Variant], turns: int, block: int) -> Timing:
-    """Time the variants in turns. The order moves on by one each turn, so that none always follows the same."""
-    names = list(variants)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    """Time the variants in turns, each in another order, so that none always follows the same one."""
+    timing = Timing({name: [] for name in variants}, {name: [] for name in variants})
+    order = list(variants)
+    shuffle = random.Random(case.seed).shuffle
     for turn in range(-WARM_UP, turns):
         batches = [case.batch((turn + WARM_UP) * block + number) for number in range(block)]
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            taken = _timed(variants[name], batches, case.device)
+        shuffle(order)
+        for name in order:
+            seconds, wall = _timed(variants[name], batches, case.device)
             if turn >= 0:
-                seconds[name].append(taken / block)
-    return Timing(seconds)
+                timing.seconds[name].append(seconds / block)
+                timing.wall[name].append(wall / block)
+    return timing
 
 
-def _timed(variant: Variant, batches: Sequence[tuple[list[int], list[int]]], device: torch.device) -> float:
+def clock(device: torch.device) -> str:
+    """What the ratios are taken from.
+
+    One thread on a CPU computes all the time and waits for nothing. Its processor time is what the step would take
+    on a machine without other work, while the wall's clock also shows how the system shares its cores.
+    """
+    return "processor" if device.type == "cpu" and torch.get_num_threads() == 1 else "wall"
+
+
+def _timed(
+    variant: Variant, batches: Sequence[tuple[list[int], list[int]]], device: torch.device
+) -> tuple[float, float]:
+    """Seconds by `clock` and by the wall."""
     _wait(device)
-    start = time.perf_counter()
+    processor, wall = time.process_time(), time.perf_counter()
     for batch in batches:
         variant.step(*batch)
     _wait(device)
-    return time.perf_counter() - start
+    processor, wall = time.process_time() - processor, time.perf_counter() - wall
+    return (processor if clock(device) == "processor" else wall), wall
 
 
 def _wait(device: torch.device) -> None:
@@ -125,7 +155,12 @@ def measure_model(name: str, options: argparse.Namespace) -> dict[str, Any]:
         block = SHORT_BLOCK if name == "demo" or case.device.type == "cuda" else 1
         timing = take_turns(case, variants, options.steps, block)
         work = flop(variants[SUM], case.batch(0))
-    result = _describe(case) | {"turns": options.steps, "steps_per_turn": block, "tflop_per_step": work / 1e12}
+    result = _describe(case) | {
+        "clock": clock(case.device),
+        "turns": options.steps,
+        "steps_per_turn": block,
+        "tflop_per_step": work / 1e12,
+    }
     rows = {variant: _time_row(variant, timing, result, options.peak) for variant in VARIANTS}
     for variant in VARIANTS:
         rows[variant] |= _memory_row(growth[variant], growth[SUM])
@@ -176,6 +211,8 @@ def _time_row(variant: str, timing: Timing, model: dict[str, Any], peak: float) 
     return {
         "ms_per_step": median(seconds) * 1e3,
         "ms_quartiles": [value * 1e3 for value in _quartiles(seconds)],
+        "wall_ms_per_step": median(timing.wall[variant]) * 1e3,
+        "wall_time_ratio": median(timing.wall_ratio(variant, SUM)),
         "time_ratio": median(ratios),
         "time_ratio_quartiles": _quartiles(ratios),
         "tokens_per_second": model["tokens_per_step"] / median(seconds),

@@ -51,10 +51,10 @@ def show(name: str, result: dict[str, Any], device: torch.device) -> None:
     print(
         f"\n{name}: {result['parameters'] / 1e6:.1f} M parameters ({result['dtype']}) and"
         f" {result['trained_parameters']:,} trained ones.\n{BATCH_SIZE}+{BATCH_SIZE} sequences, {tokens} tokens,"
-        f" {labels} of them labels, in the first step; {turns} turns of {result['steps_per_turn']} steps."
+        f" {labels} of them labels, in the first step; {turns} turns of {result['steps_per_turn']} steps, by {result['clock']} time."
     )
     print(
-        f"{'variant':<20}{'ms/step':>9}{'time ratio (quartiles)':>26}{'tokens/s':>10}{'of peak':>9}"
+        f"{'variant':<20}{'ms/step':>9}{'time ratio (quartiles)':>26}{'by wall':>9}{'tokens/s':>10}{'of peak':>9}"
         f"{'peak growth':>15}{'ratio':>7}{'with model':>13}{'difference':>12}"
     )
     for variant, row in result["variants"].items():
@@ -66,7 +66,8 @@ def show(name: str, result: dict[str, Any], device: torch.device) -> None:
 def _line(title: str, row: dict[str, Any], model_mib: float) -> str:
     low, high = row["time_ratio_quartiles"]
     ratio = f"{row['time_ratio']:.3f} ({low:.3f} to {high:.3f})"
-    line = f"{title:<20}{row['ms_per_step']:>9.1f}{ratio:>26}{row['tokens_per_second']:>10.0f}"
+    line = f"{title:<20}{row['ms_per_step']:>9.1f}{ratio:>26}{row['wall_time_ratio']:>9.3f}"
+    line += f"{row['tokens_per_second']:>10.0f}"
     line += f"{row['share_of_matmul_peak']:>9.0%}"
     if "memory_ratio" in row:
         growth = row["peak_growth_mib"]

@@ -164,19 +164,28 @@ def test_passes_are_picked_by_device(llama: Tiny, monkeypatch: pytest.MonkeyPatc
     assert stepper(llama, blur_method(), count=2).passes == (1 if device == "cpu" else 2)
 
 
-@pytest.mark.parametrize("loss", FORGET_LOSSES)
-def test_bfloat16_base_has_the_gradients_of_a_float32_one(llama: Tiny, loss: str) -> None:
-    base, tokenizer = load_base(llama.base, dtype=torch.bfloat16)
-    model = attach_adapter(base, llama.adapter)
-    forget, retain = (engine.sequences(llama, 8, seed) for seed in (0, 1))
+def assert_half_precision_is_close(tiny: Tiny, loss: str) -> None:
+    base, tokenizer = load_base(tiny.base, dtype=torch.bfloat16)
+    model = attach_adapter(base, tiny.adapter)
+    forget, retain = (engine.sequences(tiny, 8, seed) for seed in (0, 1))
     method = blur_method(forget_loss={"type": loss}, passes="one", micro_batch_size=3)
     half = see(engine.make_stepper(model, tokenizer, forget, retain, method))
-    full = see(stepper(llama, method))
+    full = see(stepper(tiny, method))
     assert half.forget.dtype == torch.float32
     assert half.retain_loss == pytest.approx(full.retain_loss, rel=0.02)
     assert float(torch.cosine_similarity(half.retain, full.retain, dim=0)) > 0.99
     assert float(torch.cosine_similarity(half.forget, full.forget, dim=0)) > 0.9
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+
+
+@pytest.mark.parametrize("loss", FORGET_LOSSES)
+def test_bfloat16_base_has_the_gradients_of_a_float32_one(llama: Tiny, loss: str) -> None:
+    assert_half_precision_is_close(llama, loss)
+
+
+def test_bfloat16_base_computes_with_frozen_factors_too(tiny: Tiny) -> None:
+    """RMU freezes those above its layer."""
+    assert_half_precision_is_close(tiny, "rmu")
 
 
 def test_model_is_left_as_it_was(every: Tiny) -> None:

@@ -132,6 +132,7 @@ def test_state_of_a_rule_that_has_no_best_survives() -> None:
 STOP = {"type": "targets", "every": 5, "patience": 4}
 LOOSE = {"max_forget_probability": 0.2, "max_forget_extraction_strength": 0.2, "min_retain_probability_ratio": 0.8}
 OUT_OF_REACH = LOOSE | {"min_retain_probability_ratio": 1.0}
+CONTENT = {"max_forget_probability": 1.0, "max_forget_extraction_strength": 1.0, "min_retain_probability_ratio": 0.0}
 #: Forgets at once, and then loses ever more of the retain set.
 BRUTAL: dict[str, Any] = {"forget_loss": {"type": "ga"}, "gamma": 3.0, "learning_rate": 2e-3}
 
@@ -186,9 +187,14 @@ def test_last_step_is_probed_whenever_it_comes(memorised: Tiny) -> None:
     assert outcome.reason == "steps_taken"
 
 
+def test_run_that_is_content_with_anything_shows_it_every_record_once(memorised: Tiny) -> None:
+    outcome, _, _ = run(memorised, CONTENT, STOP | {"every": 1}, forget_batch_size=1)
+    assert (outcome.steps, outcome.reason) == (4, "targets_met")
+
+
 def test_run_that_ends_before_every_record_was_seen_keeps_its_last_point(memorised: Tiny) -> None:
-    outcome, _, state = run(memorised, OUT_OF_REACH, STOP | {"every": 1}, steps=3, forget_batch_size=1)
-    assert (outcome.steps, outcome.kept_step) == (3, 3)
+    outcome, _, state = run(memorised, CONTENT, STOP | {"every": 1}, steps=3, forget_batch_size=1)
+    assert (outcome.steps, outcome.kept_step, outcome.reason) == (3, 3, "steps_taken")
     assert_factors_are_those_of(3, state, memorised, forget_batch_size=1)
 
 
