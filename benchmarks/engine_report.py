@@ -51,7 +51,8 @@ def show(name: str, result: dict[str, Any], device: torch.device) -> None:
     print(
         f"\n{name}: {result['parameters'] / 1e6:.1f} M parameters ({result['dtype']}) and"
         f" {result['trained_parameters']:,} trained ones.\n{BATCH_SIZE}+{BATCH_SIZE} sequences, {tokens} tokens,"
-        f" {labels} of them labels, in the first step; {turns} turns of {result['steps_per_turn']} steps, by {result['clock']} time."
+        f" {labels} of them labels, in the first step; {turns} turns of {result['steps_per_turn']} steps,"
+        f" by {result['clock']} time."
     )
     print(
         f"{'variant':<20}{'ms/step':>9}{'time ratio (quartiles)':>26}{'by wall':>9}{'tokens/s':>10}{'of peak':>9}"

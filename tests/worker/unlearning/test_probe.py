@@ -7,6 +7,7 @@ import torch
 
 from tests.worker.conftest import Tiny
 from tests.worker.unlearning.engine import PAD, nll_of, plain_outputs, sets, source
+from worker.unlearning import probe
 from worker.unlearning.encoding import Example
 from worker.unlearning.probe import look, sample
 
@@ -45,17 +46,30 @@ def test_look_is_the_mean_over_sequences(memorised: Tiny, batch_size: int) -> No
     assert 0.5 < shown.extraction_strength < 1.0
 
 
-def test_end_token_alone_shows_nothing(memorised: Tiny) -> None:
-    model, tokenizer = source(memorised)
-    (example, *_) = sets(tokenizer)[0]
-    cut = example.input_ids[: example.prompt_length]
-    empty = Example(0, (*cut, EOS), len(cut), "", "")
-    assert look(model, [empty], PAD, EOS, 4).extraction_strength == 0.0
+@pytest.mark.parametrize(
+    ("end", "right", "strength"),
+    [
+        (EOS, [0, 1, 0, 1, 1], 0.25),
+        (EOS, [0, 1, 0, 1, 0], 0.25),
+        (EOS, [1, 1, 1, 0, 1], 0.0),
+        (EOS, [1, 1, 1, 1, 0], 1.0),
+        (None, [0, 1, 0, 1, 1], 0.4),
+        (77, [0, 1, 0, 1, 1], 0.4),
+    ],
+)
+def test_extraction_strength_is_the_run_to_the_end_without_the_end_token(
+    llama: Tiny, monkeypatch: pytest.MonkeyPatch, end: int | None, right: list[int], strength: float
+) -> None:
+    scores = torch.zeros(5), torch.tensor(right, dtype=torch.bool)
+    monkeypatch.setattr(probe, "label_scores", lambda *_: scores)
+    example = Example(0, (9, 5, 6, 7, 8, EOS), 1, "", "")
+    assert look(source(llama)[0], [example], PAD, end, 4).extraction_strength == pytest.approx(strength)
 
 
-def test_end_token_counts_where_the_tokenizer_has_none(memorised: Tiny) -> None:
-    model, tokenizer = source(memorised)
-    assert look(model, sets(tokenizer)[0], PAD, None, 4).extraction_strength == 1.0
+def test_answer_of_an_end_token_alone_shows_nothing(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "label_scores", lambda *_: (torch.zeros(1), torch.tensor([True])))
+    shown = look(source(llama)[0], [Example(0, (9, EOS), 1, "", "")], PAD, EOS, 4)
+    assert (shown.probability, shown.extraction_strength) == (1.0, 0.0)
 
 
 def test_sample_is_drawn_by_the_seed_and_in_order() -> None:

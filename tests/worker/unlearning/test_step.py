@@ -298,7 +298,7 @@ def test_other_errors_are_not_taken_for_memory(llama: Tiny) -> None:
 
 
 def test_memory_of_the_host_counts_too(llama: Tiny) -> None:
-    made = stepper(llama, blur_method(micro_batch_size=2))
+    made = stepper(llama, blur_method(passes="two", micro_batch_size=2))
     refused: list[int] = []
 
     def fail(_module: Any, _args: Any, kwargs: dict[str, Tensor]) -> None:
