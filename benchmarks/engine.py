@@ -43,6 +43,14 @@ variants:
   Lethe, base floor  the picked form with the default knob "floor": "base", which the others do not have
   reference recipe   BLUR as the paper's code takes it, made correct for LoRA
 
+columns:
+  time ratio         to the weighted sum, median over the turns; on a CPU with one thread by processor time, which
+                     other work on the machine changes little, else by the wall's clock
+  of peak            share of a large matrix product's speed, counting the work of the weighted sum alone
+  peak growth        of the memory that the system sees, over that of the loaded model
+  with model         that growth and the weights, in GiB
+  live               the growth of the tensors alone, without what the allocator holds back
+
 models:
   demo               examples/demo: the base model, its adapter and its records
   llama-40m          42 M random parameters, 128 tokens per sequence, float32
@@ -163,22 +171,23 @@ def measure_model(name: str, options: argparse.Namespace) -> dict[str, Any]:
     }
     rows = {variant: _time_row(variant, timing, result, options.peak) for variant in VARIANTS}
     for variant in VARIANTS:
-        rows[variant] |= _memory_row(growth[variant], growth[SUM])
+        rows[variant] |= _memory_row(growth[variant], growth[SUM], result["model_mib"])
         if variant in differences:
             rows[variant]["difference_of_update"] = differences[variant]
     return _headline(rows, timing, picked(case.device)) | result | {"variants": rows}
 
 
-def measure_memory(name: str, options: argparse.Namespace) -> dict[str, list[int]]:
-    """Peak growth of every variant in bytes; of several processes where a bar hangs on it and one is not exact."""
+def measure_memory(name: str, options: argparse.Namespace) -> dict[str, dict[str, list[int]]]:
+    """Peak growth of every variant in bytes, as the system sees it and of the tensors alone; a list by process."""
     judged = (SUM, picked(options.device))
     exact = options.quick or options.device.type == "cuda"
     fixed = {"device": options.device, "threads": options.threads, "seed": options.seed, "quick": options.quick}
-    growth: dict[str, list[int]] = {variant: [] for variant in VARIANTS}
+    growth: dict[str, dict[str, list[int]]] = {variant: {"peak": [], "live": []} for variant in VARIANTS}
     for variant in judged if options.quick else VARIANTS:
         runs = MEMORY_RUNS if variant in judged and not exact else 1
-        found = [measure(name, variant, **fixed) for _ in range(runs)]
-        growth[variant] = [value for value in found if value is not None]
+        for kind, count in (("peak", runs), ("live", 0 if exact else 1)):
+            found = [measure(name, variant, live=kind == "live", **fixed) for _ in range(count)]
+            growth[variant][kind] = [value for value in found if value is not None]
     return growth
 
 
@@ -220,15 +229,18 @@ def _time_row(variant: str, timing: Timing, model: dict[str, Any], peak: float) 
     }
 
 
-def _memory_row(growth: list[int], of_sum: list[int]) -> dict[str, Any]:
+def _memory_row(growth: dict[str, list[int]], of_sum: dict[str, list[int]], model_mib: float) -> dict[str, Any]:
     """A variant's memory; empty where it was not measured."""
-    if not growth:
-        return {}
-    return {
-        "peak_growth_mib": median(growth) / 2**20,
-        "peak_growth_mib_of_each_process": [value / 2**20 for value in growth],
-        "memory_ratio": median(growth) / median(of_sum),
-    }
+    row: dict[str, Any] = {}
+    if growth["peak"]:
+        row["peak_growth_mib"] = median(growth["peak"]) / 2**20
+        row["peak_growth_mib_of_each_process"] = [value / 2**20 for value in growth["peak"]]
+        row["memory_ratio"] = median(growth["peak"]) / median(of_sum["peak"])
+        row["peak_with_model_gib"] = (row["peak_growth_mib"] + model_mib) / 1024
+    if growth["live"]:
+        row["live_growth_mib"] = median(growth["live"]) / 2**20
+        row["live_memory_ratio"] = median(growth["live"]) / median(of_sum["live"])
+    return row
 
 
 def _quartiles(values: Sequence[float]) -> list[float]:

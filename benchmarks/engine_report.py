@@ -47,36 +47,39 @@ def rounded(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
 
 def show(name: str, result: dict[str, Any], device: torch.device) -> None:
     """Print a model's table and its bars."""
-    tokens, labels, turns = (result[key] for key in ("tokens_per_step", "labels_per_step", "turns"))
+    tokens, labels, turns, block = (
+        result[key] for key in ("tokens_per_step", "labels_per_step", "turns", "steps_per_turn")
+    )
     print(
         f"\n{name}: {result['parameters'] / 1e6:.1f} M parameters ({result['dtype']}) and"
         f" {result['trained_parameters']:,} trained ones.\n{BATCH_SIZE}+{BATCH_SIZE} sequences, {tokens} tokens,"
-        f" {labels} of them labels, in the first step; {turns} turns of {result['steps_per_turn']} steps,"
-        f" by {result['clock']} time."
+        f" {labels} of them labels, in the first step; {turns} turns of {block} steps, {result['clock']} time."
     )
     print(
         f"{'variant':<20}{'ms/step':>9}{'time ratio (quartiles)':>26}{'by wall':>9}{'tokens/s':>10}{'of peak':>9}"
-        f"{'peak growth':>15}{'ratio':>7}{'with model':>13}{'difference':>12}"
+        f"{'peak growth':>15}{'ratio':>7}{'live':>11}{'ratio':>7}{'difference':>12}"
     )
     for variant, row in result["variants"].items():
-        print(_line(variant + (" *" if variant == result["form"] else ""), row, result["model_mib"]))
+        print(_line(variant + (" *" if variant == result["form"] else ""), row))
     for key, verdict in verdicts(result, device).items():
         print(f"  {key}: {verdict}")
 
 
-def _line(title: str, row: dict[str, Any], model_mib: float) -> str:
+def _line(title: str, row: dict[str, Any]) -> str:
     low, high = row["time_ratio_quartiles"]
     ratio = f"{row['time_ratio']:.3f} ({low:.3f} to {high:.3f})"
     line = f"{title:<20}{row['ms_per_step']:>9.1f}{ratio:>26}{row['wall_time_ratio']:>9.3f}"
-    line += f"{row['tokens_per_second']:>10.0f}"
-    line += f"{row['share_of_matmul_peak']:>9.0%}"
-    if "memory_ratio" in row:
-        growth = row["peak_growth_mib"]
-        line += f"{growth:>11.0f} MiB{row['memory_ratio']:>7.2f}{(model_mib + growth) / 1024:>9.2f} GiB"
-    else:
-        line += " " * 35
+    line += f"{row['tokens_per_second']:>10.0f}{row['share_of_matmul_peak']:>9.0%}"
+    line += _memory(row, "peak_growth_mib", "memory_ratio", 15) + _memory(
+        row, "live_growth_mib", "live_memory_ratio", 11
+    )
     difference = row.get("difference_of_update")
     return line + ("" if difference is None else f"{difference:>12.1e}")
+
+
+def _memory(row: dict[str, Any], growth: str, ratio: str, width: int) -> str:
+    """Two columns; blank where it was not measured."""
+    return f"{row[growth]:>{width - 4}.0f} MiB{row[ratio]:>7.2f}" if growth in row else " " * (width + 7)
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:

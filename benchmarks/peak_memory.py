@@ -1,7 +1,8 @@
 """Peak memory of one way to take a step, in a process of its own: ``python -m benchmarks.peak_memory --help``.
 
 Memory that a process gave back to its allocator is not given back to the system at once, so a second variant in the
-same process would be measured on what the first one left.
+same process would be measured on what the first one left. What the allocator holds back also counts in the peak that
+the system sees, and varies. With ``live`` it holds nothing back, and the peak is that of the tensors.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -23,14 +25,26 @@ from benchmarks.engine_variants import SUM, VARIANTS, build_variant
 STEPS = 3
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # what Linux wants written to forget the peak so far
+# Blocks from this size on are given back to the system when they are freed (mallopt(3), M_MMAP_THRESHOLD).
+_NOTHING_HELD_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
 
 
-def measure(case: str, variant: str, *, device: torch.device, threads: int, seed: int, quick: bool) -> int | None:
-    """Bytes by which the peak of a fresh process grows over the loaded model; None where that cannot be told."""
+def measure(
+    case: str, variant: str, *, live: bool, device: torch.device, threads: int, seed: int, quick: bool
+) -> int | None:
+    """Bytes by which the peak of a fresh process grows over the loaded model; None where that cannot be told.
+
+    Args:
+        case, variant: names.
+        live: count what tensors need alone.
+        device, threads, seed, quick: as for `benchmarks.engine`.
+    """
     options = ["--model", case, "--variant", variant, "--device", str(device)]
     options += ["--threads", str(threads), "--seed", str(seed), *(["--quick"] if quick else [])]
     command = [sys.executable, "-m", "benchmarks.peak_memory", *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    environment = {**os.environ, **(_NOTHING_HELD_BACK if live else {})}
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root, env=environment)
     if done.returncode:
         raise RuntimeError(f"the memory of {variant} on {case} was not measured:\n{done.stderr}")
     growth: int | None = json.loads(done.stdout.splitlines()[-1])
