@@ -57,7 +57,7 @@ def show(name: str, result: dict[str, Any], device: torch.device) -> None:
     )
     print(
         f"{'variant':<20}{'ms/step':>9}{'time ratio (quartiles)':>26}{'by wall':>9}{'tokens/s':>10}{'of peak':>9}"
-        f"{'peak growth':>15}{'ratio':>7}{'live':>11}{'ratio':>7}{'difference':>12}"
+        f"{'peak growth':>14}{'ratio':>7}{'with model':>12}{'live':>11}{'ratio':>7}{'difference':>12}"
     )
     for variant, row in result["variants"].items():
         print(_line(variant + (" *" if variant == result["form"] else ""), row))
@@ -70,9 +70,9 @@ def _line(title: str, row: dict[str, Any]) -> str:
     ratio = f"{row['time_ratio']:.3f} ({low:.3f} to {high:.3f})"
     line = f"{title:<20}{row['ms_per_step']:>9.1f}{ratio:>26}{row['wall_time_ratio']:>9.3f}"
     line += f"{row['tokens_per_second']:>10.0f}{row['share_of_matmul_peak']:>9.0%}"
-    line += _memory(row, "peak_growth_mib", "memory_ratio", 15) + _memory(
-        row, "live_growth_mib", "live_memory_ratio", 11
-    )
+    line += _memory(row, "peak_growth_mib", "memory_ratio", 14)
+    line += f"{row['peak_with_model_gib']:>12.2f}" if "peak_with_model_gib" in row else " " * 12
+    line += _memory(row, "live_growth_mib", "live_memory_ratio", 11)
     difference = row.get("difference_of_update")
     return line + ("" if difference is None else f"{difference:>12.1e}")
 
