@@ -23,7 +23,7 @@ AUTO_FORGET_EPOCHS = 24
 
 _GAMMA_SCALE = Field(
     description='"relative" makes gamma scale-free: the part that forgets is gamma times as long as the part that '
-    'retains, whatever the loss. "absolute" multiplies the forget gradient, as the paper does.'
+    'retains usually is, whatever the loss. "absolute" multiplies the forget gradient, as the paper does.'
 )
 _GammaScale = Annotated[Literal["relative", "absolute"], _GAMMA_SCALE]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from app.methods import BlurMethod, ForgetUpperMethod, Method, PduMethod
 from worker.unlearning.adamw import AdamW
-from worker.unlearning.blur import add_lower_, lower_weight, products
+from worker.unlearning.blur import Products, UsualLength, add_lower_, lower_weight, products
 from worker.unlearning.factors import Factors
 
 
@@ -57,28 +57,46 @@ class Combiner(Protocol):
         ...
 
 
-class Blur:
+class _Levels:
+    """The rule of blur.py, with the length that a relative gamma goes by in the state."""
+
+    def __init__(self, method: BlurMethod | ForgetUpperMethod, segments: Sequence[slice], device: torch.device) -> None:
+        self.state: dict[str, Tensor] = {}
+        self.segments = segments
+        self._gamma, self._relative, self._device = method.gamma, method.gamma_scale == "relative", device
+        self._lengths: dict[str, UsualLength] = {}
+
+    def add_length(self, name: str) -> None:
+        """Keep a length of its own for one of several metrics, where gamma is relative."""
+        if self._relative:
+            self._lengths[name] = length = UsualLength(len(self.segments), self._device)
+            self.state[name] = length.state
+
+    def weights(self, found: Products, length: str) -> Tensor:
+        """xi of every segment; takes this step into the length."""
+        usual = self._lengths[length].squared(found) if self._relative else None
+        return lower_weight(found, self._gamma, usual)
+
+
+class Blur(_Levels):
     """The lower level, forgetting, has priority (blur.py)."""
 
-    def __init__(self, method: BlurMethod, segments: Sequence[slice]) -> None:
-        self.state: dict[str, Tensor] = {}
-        self._gamma, self._relative = method.gamma, method.gamma_scale == "relative"
+    def __init__(self, method: BlurMethod, segments: Sequence[slice], device: torch.device) -> None:
+        super().__init__(method, segments, device)
         self._preconditioned = method.projection == "preconditioned"
         self._max_norm = method.max_grad_norm
-        self._segments = segments
+        self.add_length("length")
+        if self._preconditioned:
+            self.add_length("length_in_metric")
 
     def combine_(self, forget: Tensor, retain: Tensor, retain_loss: Tensor, optimizer: AdamW) -> Combined:
         """u = g_r + xi g_f."""
         del retain_loss
         if self._preconditioned:
             return self._in_the_metric_of_the_step(forget, retain, optimizer)
-        weights = self._weights(forget, retain, None)
-        add_lower_(retain, forget, weights, self._segments)
+        weights = self.weights(products(forget, retain, self.segments), "length")
+        add_lower_(retain, forget, weights, self.segments)
         return Combined(retain, None, weights.mean())
-
-    def _weights(self, forget: Tensor, retain: Tensor, metric: Tensor | None) -> Tensor:
-        found = products(forget, retain, self._segments, metric)
-        return lower_weight(found, self._gamma, relative=self._relative)
 
     def _in_the_metric_of_the_step(self, forget: Tensor, retain: Tensor, optimizer: AdamW) -> Combined:
         """Project twice: plainly, to know the rescaling of this step, and then in its metric.
@@ -88,28 +106,27 @@ class Blur:
         so that the guarantee <D u, g_f> >= 0 is exact.
         """
         plain = retain.clone()
-        add_lower_(plain, forget, self._weights(forget, retain, None), self._segments)
+        weights = self.weights(products(forget, retain, self.segments), "length")
+        add_lower_(plain, forget, weights, self.segments)
         clip_(plain, self._max_norm)
         optimizer.observe(plain)
         rescaling = optimizer.rescaling()
-        weights = self._weights(forget, retain, rescaling)
-        add_lower_(retain, forget, weights, self._segments)
+        weights = self.weights(products(forget, retain, self.segments, rescaling), "length_in_metric")
+        add_lower_(retain, forget, weights, self.segments)
         return Combined(retain, rescaling, weights.mean())
 
 
-class ForgetUpper:
+class ForgetUpper(_Levels):
     """The levels swapped: u = g_f + (gamma - <g_f, g_r> / ||g_r||^2) g_r, so that retaining has priority."""
 
-    def __init__(self, method: ForgetUpperMethod, segments: Sequence[slice]) -> None:
-        self.state: dict[str, Tensor] = {}
-        self._gamma, self._relative = method.gamma, method.gamma_scale == "relative"
-        self._segments = segments
+    def __init__(self, method: ForgetUpperMethod, segments: Sequence[slice], device: torch.device) -> None:
+        super().__init__(method, segments, device)
+        self.add_length("length")
 
     def combine_(self, forget: Tensor, retain: Tensor, retain_loss: Tensor, optimizer: AdamW) -> Combined:
         """The same rule with the gradients in each other's place."""
         del retain_loss, optimizer
-        found = products(retain, forget, self._segments)
-        weights = lower_weight(found, self._gamma, relative=self._relative)
+        weights = self.weights(products(retain, forget, self.segments), "length")
         retain.mul_(weights).add_(forget)
         return Combined(retain, None, torch.ones_like(weights[0]))
 
@@ -148,9 +165,9 @@ class Pdu:
 def build_combiner(method: Method, factors: Factors) -> Combiner:
     """The combiner that the method's ``type`` names."""
     if isinstance(method, BlurMethod):
-        return Blur(method, factors.segments(method.scope))
+        return Blur(method, factors.segments(method.scope), factors.device)
     if isinstance(method, ForgetUpperMethod):
-        return ForgetUpper(method, factors.segments("global"))
+        return ForgetUpper(method, factors.segments("global"), factors.device)
     if isinstance(method, PduMethod):
         return Pdu(method, factors.device)
     return WeightedSum(method.gamma, method.retain_weight)

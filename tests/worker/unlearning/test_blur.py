@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from worker.unlearning.blur import ZERO_RATIO, Products, add_lower_, lower_weight, products, strength
+from worker.unlearning.adamw import BETA_2
+from worker.unlearning.blur import ZERO_RATIO, Products, UsualLength, add_lower_, lower_weight, products, strength
 
 WHOLE = [slice(0, 400)]
 PARTS = [slice(0, 1), slice(1, 150), slice(150, 400)]
@@ -46,8 +47,13 @@ def combined(
     """The update direction u."""
     update = upper.clone()
     found = products(lower, upper, segments, metric)
-    add_lower_(update, lower, lower_weight(found, gamma, relative=relative), segments)
+    add_lower_(update, lower, lower_weight(found, gamma, at_first(found, relative=relative)), segments)
     return update, found
+
+
+def at_first(found: Products, *, relative: bool) -> Tensor | None:
+    """What a relative gamma goes by in the first step."""
+    return UsualLength(len(found.product), torch.device("cpu")).squared(found) if relative else None
 
 
 def inner(a: Tensor, b: Tensor, metric: Tensor | None = None) -> float:
@@ -128,6 +134,26 @@ def test_relative_gamma_is_the_length_of_forgetting_over_that_of_retaining(
     assert along / across == pytest.approx(gamma, rel=1e-4)
 
 
+def test_usual_length_remembers_as_adamw_does() -> None:
+    squares = torch.tensor([[4.0, 1.0], [0.01, 9.0], [0.25, 0.0]])
+    length, zero = UsualLength(2, torch.device("cpu")), torch.zeros(2)
+    seen = [length.squared(Products(torch.ones(2), zero, square)) for square in squares]
+    second = torch.zeros(2, dtype=torch.float64)
+    for step, (square, found) in enumerate(zip(squares.double(), seen, strict=True), start=1):
+        second = BETA_2 * second + (1 - BETA_2) * square
+        torch.testing.assert_close(found.double(), second / (1 - BETA_2**step), rtol=1e-5, atol=1e-9)
+
+
+def test_forgetting_keeps_its_length_when_retaining_has_little_left_to_do() -> None:
+    lower, upper = gradients(0)
+    length = UsualLength(1, torch.device("cpu"))
+    for scale in (1.0, 1e-4):
+        found = products(lower, scale * upper, WHOLE)
+        weight = strength(found, 0.5, length.squared(found))
+    first = products(lower, upper, WHOLE).rejected_squared
+    assert float(weight) * float(lower.norm()) == pytest.approx(0.5 * float(first / 2) ** 0.5, rel=1e-3)
+
+
 @settings(deadline=None)
 @given(seed=SEEDS, alpha=st.sampled_from([2.0, 50.0, 800.0]))
 def test_wmdp_form_is_alpha_times_blur_with_gamma_one_over_alpha(seed: int, alpha: float) -> None:
@@ -158,7 +184,7 @@ def test_no_forget_gradient_leaves_the_retain_gradient(gamma: float, *, relative
     update, found = combined(torch.zeros_like(upper), upper, gamma, relative=relative)
     assert torch.equal(update, upper)
     assert float(found.rejected_squared) == pytest.approx(float(upper.square().sum()), rel=1e-5)
-    assert lower_weight(found, gamma, relative=relative).tolist() == [0.0]
+    assert lower_weight(found, gamma, at_first(found, relative=relative)).tolist() == [0.0]
 
 
 def test_no_forget_gradient_in_one_segment_leaves_the_others_projected() -> None:
@@ -198,7 +224,7 @@ def test_no_retain_gradient_leaves_gamma_times_the_forget_gradient(*, relative: 
     update, found = combined(lower, torch.zeros_like(upper), 0.25, relative=relative)
     expected = 0.0 if relative else 0.25  # relative to nothing
     torch.testing.assert_close(update, expected * lower)
-    assert strength(found, 0.25, relative=relative).tolist() == [expected]
+    assert strength(found, 0.25, at_first(found, relative=relative)).tolist() == [expected]
 
 
 @pytest.mark.parametrize("relative", [False, True])
@@ -206,7 +232,7 @@ def test_both_zero_is_a_standstill_without_nan(*, relative: bool) -> None:
     zero = torch.zeros(5)
     update, found = combined(zero, zero, 1.0, relative=relative, segments=[slice(0, 2), slice(2, 5)])
     assert torch.equal(update, zero)
-    assert torch.equal(lower_weight(found, 1.0, relative=relative), torch.zeros(2))
+    assert torch.equal(lower_weight(found, 1.0, at_first(found, relative=relative)), torch.zeros(2))
     assert torch.equal(found.rejected_squared, torch.zeros(2))
 
 
@@ -215,7 +241,7 @@ def test_parallel_gradients_leave_no_negative_square() -> None:
         lower, _ = gradients(seed)
         found = products(lower, -0.3 * lower, WHOLE)
         assert 0 <= float(found.rejected_squared) < 1e-5
-        assert math.isfinite(float(lower_weight(found, 1.0, relative=True)))
+        assert math.isfinite(float(lower_weight(found, 1.0, at_first(found, relative=True))))
 
 
 def test_forget_gradient_is_left_as_it_is() -> None:

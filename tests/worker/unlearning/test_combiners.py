@@ -19,6 +19,7 @@ from worker.unlearning.combiners import Blur, ForgetUpper, Pdu, WeightedSum, bui
 from worker.unlearning.factors import Factors
 
 NO_LOSS = torch.tensor(0.0)
+CPU = torch.device("cpu")
 SEEDS = st.integers(0, 10_000)
 
 
@@ -38,7 +39,7 @@ def change(seed: int, segments: list[slice], **knobs: Any) -> tuple[float, float
     forget, retain = gradients(seed, scale=0.2)
     optimizer = optimizer_of(seed)
     method = blur_method(gamma=0.01, **knobs)
-    combined = Blur(method, segments).combine_(forget, retain.clone(), NO_LOSS, optimizer)
+    combined = Blur(method, segments, CPU).combine_(forget, retain.clone(), NO_LOSS, optimizer)
     clip_(combined.update, method.max_grad_norm)
     if combined.rescaling is None:
         optimizer.observe(combined.update)
@@ -71,7 +72,7 @@ def test_preconditioned_rate_is_gamma_in_the_metric_of_the_step(segments: list[s
     forget, retain = gradients(1)
     optimizer = optimizer_of(1)
     method = blur_method(projection="preconditioned", gamma=0.7, max_grad_norm=1e-2)
-    combined = Blur(method, segments).combine_(forget, retain, NO_LOSS, optimizer)
+    combined = Blur(method, segments, CPU).combine_(forget, retain, NO_LOSS, optimizer)
     assert combined.rescaling is not None
     assert combined.update is retain
     assert torch.equal(combined.rescaling, optimizer.rescaling()), "the very step's"
@@ -85,7 +86,7 @@ def test_preconditioned_second_moment_is_that_of_a_clipped_update() -> None:
     forget, retain = gradients(1)
     optimizer = AdamW(torch.zeros(400), 0.0)
     method = blur_method(projection="preconditioned", max_grad_norm=1e-2)
-    Blur(method, WHOLE).combine_(forget, retain, NO_LOSS, optimizer)
+    Blur(method, WHOLE, CPU).combine_(forget, retain, NO_LOSS, optimizer)
     assert optimizer.steps == 1
     assert float((optimizer.second / 0.001).sum().sqrt()) == pytest.approx(1e-2, rel=1e-4)
 
@@ -93,7 +94,7 @@ def test_preconditioned_second_moment_is_that_of_a_clipped_update() -> None:
 def test_raw_projection_leaves_the_optimizer_alone() -> None:
     forget, retain = gradients(1)
     optimizer = AdamW(torch.zeros(400), 0.0)
-    combined = Blur(blur_method(gamma=0.4), WHOLE).combine_(forget, retain.clone(), NO_LOSS, optimizer)
+    combined = Blur(blur_method(gamma=0.4), WHOLE, CPU).combine_(forget, retain.clone(), NO_LOSS, optimizer)
     assert optimizer.steps == 0
     f, r = forget.double(), retain.double()
     xi = 0.4 - f.dot(r) / f.dot(f)
@@ -105,12 +106,22 @@ def test_raw_projection_leaves_the_optimizer_alone() -> None:
 def test_swapped_roles_are_the_forget_upper_form(scale: str) -> None:
     forget, retain = gradients(3)
     method = ForgetUpperMethod.model_validate({"gamma": 0.7, "gamma_scale": scale, "steps": 1})
-    combined = ForgetUpper(method, WHOLE).combine_(forget, retain.clone(), NO_LOSS, AdamW(torch.zeros(400), 0.0))
+    combined = ForgetUpper(method, WHOLE, CPU).combine_(forget, retain.clone(), NO_LOSS, AdamW(torch.zeros(400), 0.0))
     f, r = forget.double(), retain.double()
     rest = f - f.dot(r) / r.dot(r) * r
     gamma = 0.7 if scale == "absolute" else 0.7 * rest.norm() / r.norm()
     torch.testing.assert_close(combined.update.double(), rest + gamma * r, rtol=1e-5, atol=1e-5)
     assert float(combined.forget_weight) == 1.0
+
+
+@pytest.mark.parametrize("projection", ["raw", "preconditioned"])
+def test_relative_gamma_goes_by_the_steps_so_far(projection: str) -> None:
+    forget, retain = gradients(3)
+    blur = Blur(blur_method(gamma=0.5, gamma_scale="relative", projection=projection), WHOLE, CPU)
+    optimizer = AdamW(torch.zeros(400), 0.0)
+    first = blur.combine_(forget, retain.clone(), NO_LOSS, optimizer).forget_weight
+    second = blur.combine_(forget, 1e-6 * retain, NO_LOSS, optimizer).forget_weight
+    assert float(second) > 0.1 * abs(float(first)), "forgetting goes on where retaining has nothing left to do"
 
 
 def test_weighted_sum_weighs_both() -> None:

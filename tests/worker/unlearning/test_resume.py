@@ -27,7 +27,12 @@ TARGETS = Targets(max_forget_probability=0.3, max_forget_extraction_strength=0.5
 METHODS: dict[str, dict[str, Any]] = {
     "blur": {"gamma": 0.3},
     "relative": {"gamma": 0.3, "gamma_scale": "relative", "scope": "module", "schedule": "cosine", "warmup_steps": 5},
-    "preconditioned": {"gamma": 0.3, "projection": "preconditioned", "weight_decay": 0.1},
+    "preconditioned": {
+        "gamma": 0.3,
+        "gamma_scale": "relative",
+        "projection": "preconditioned",
+        "weight_decay": 0.1,
+    },
     "pdu": {"type": "pdu", "max_retain_loss": 0.01, "dual_warmup_steps": 2},
     "forget_upper": {"type": "forget_upper", "gamma": 0.3},
     "kl": {"gamma": 0.3, "retain_loss": {"type": "kl"}, "forget_loss": {"type": "undial"}, "floor": "base"},
