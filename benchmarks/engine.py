@@ -35,12 +35,12 @@ MATMUL = {"cpu": (1024, torch.float32), "cuda": (8192, torch.bfloat16)}
 
 EPILOG = """\
 variants:
-  weighted sum       the floor: one forward and backward pass over forget and retain rows together, in plain torch
+  weighted sum       the least: one forward and backward pass over forget and retain rows together, in plain torch
                      and PEFT, with everything precomputed that can be; the time and memory of the others are
                      ratios to it
   Lethe, one pass    this repository's step: both gradients apart, from one concatenated pass
   Lethe, two passes  the same step in two passes, one after the other; the form that a device picks is marked *
-  Lethe, base floor  the picked form with the default knob "floor": "base", which the others do not have
+  Lethe, base anchor the picked form with the default knob "anchor": "base", which the others do not have
   reference recipe   BLUR as the paper's code takes it, made correct for LoRA
 
 columns:

@@ -19,12 +19,14 @@ from worker.unlearning.step import ONE_PASS_DEVICES, Stepper
 
 SUM, REFERENCE = "weighted sum", "reference recipe"
 ONE_PASS, TWO_PASSES = "Lethe, one pass", "Lethe, two passes"
-WITH_FLOOR = "Lethe, base floor"  # in the form that is picked, with the default knob that the others know nothing of
-VARIANTS = (SUM, TWO_PASSES, ONE_PASS, WITH_FLOOR, REFERENCE)
+WITH_ANCHOR = (
+    "Lethe, base anchor"  # in the form that is picked, with the default knob that the others know nothing of
+)
+VARIANTS = (SUM, TWO_PASSES, ONE_PASS, WITH_ANCHOR, REFERENCE)
 METHOD = BlurMethod(
     steps=1,
     gamma=1.0,
-    floor="none",
+    anchor="none",
     stop=StopAtSteps(),
     forget_batch_size=BATCH_SIZE,
     retain_batch_size=BATCH_SIZE,
@@ -101,8 +103,8 @@ def build_variant(name: str, case: Case, stack: ExitStack) -> Variant:
         return WeightedSum(case, METHOD)
     if name == REFERENCE:
         return ReferenceBlur(case, METHOD)
-    if name == WITH_FLOOR:
-        return Lethe(case, stack, floor="base")
+    if name == WITH_ANCHOR:
+        return Lethe(case, stack, anchor="base")
     return Lethe(case, stack, passes="one" if name == ONE_PASS else "two")
 
 

@@ -62,10 +62,10 @@ def sweep(loss: str, combiner: str) -> list[dict[str, Any]]:
         return [VARIANTS[combiner]]
     if combiner == "blur":
         relative = {"type": "blur", "gamma_scale": "relative"}
-        return [DEFAULT, {**relative, "gamma": 1.0}, {**relative, "gamma": 0.3, "floor": "none"}]
+        return [DEFAULT, {**relative, "gamma": 1.0}, {**relative, "gamma": 0.3, "anchor": "none"}]
     low, high = WEIGHTS.get(loss, OTHER_WEIGHTS)
     summed = {"type": "weighted_sum"}
-    return [{**summed, "gamma": low, "floor": "none"}, {**summed, "gamma": low}, {**summed, "gamma": high}]
+    return [{**summed, "gamma": low, "anchor": "none"}, {**summed, "gamma": low}, {**summed, "gamma": high}]
 
 
 @dataclass(frozen=True)

@@ -33,12 +33,12 @@ class _Knobs(Strict):
 
     forget_loss: Annotated[ForgetLoss, Field(description="What makes the forget set unlikely.")] = NpoLoss()
     retain_loss: Annotated[RetainLoss, Field(description="What keeps the retain set.")] = NllLoss()
-    floor: Annotated[
+    anchor: Annotated[
         Literal["base", "none"],
         Field(
-            description='"base" lets go of a token of a forget answer while it is no likelier than under the base '
-            'model alone, so that nothing is pushed below "never seen". "none" leaves the end to the forget loss; '
-            "a fresh adapter, which starts as the base model, needs it."
+            description='"base" draws every token of a forget answer to its likelihood under the base model alone, '
+            'from both sides, so that nothing is pushed below "never seen". "none" leaves the end to the forget '
+            "loss; a fresh adapter, which starts as the base model, needs it."
         ),
     ] = "base"
     stop: Annotated[StopRule, Field(description="When training ends, and which point is kept.")] = StopAtTargets()
@@ -231,7 +231,7 @@ Method = Annotated[
 
 
 # Knobs that came after version 0.1, where their default is not what version 0.1 did.
-_VERSION_0_1 = {"stop": {"type": "steps"}, "floor": "none", "gamma_scale": "absolute"}
+_VERSION_0_1 = {"stop": {"type": "steps"}, "anchor": "none", "gamma_scale": "absolute"}
 
 
 def _complete(value: object) -> object:

@@ -204,8 +204,8 @@ def encode(records: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def blur_method(**knobs: Any) -> BlurMethod:
-    """A resolved method, small enough for tiny models. It takes every step, and no floor holds it."""
-    small = {"gamma": 0.05, "steps": 5, "max_length": CONTEXT, "stop": {"type": "steps"}, "floor": "none"}
+    """A resolved method, small enough for tiny models. It takes every step, and no anchor holds it."""
+    small = {"gamma": 0.05, "steps": 5, "max_length": CONTEXT, "stop": {"type": "steps"}, "anchor": "none"}
     return BlurMethod.model_validate(small | knobs)
 
 

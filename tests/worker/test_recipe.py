@@ -252,14 +252,14 @@ def test_a_job_of_version_0_1_that_still_waits_takes_every_step(llama: Tiny) -> 
     assert job_of(job).status == "succeeded"
     evaluation = evaluation_of(job)
     assert (training_of(job).steps, training_of(job).reason) == (3, "steps_taken")
-    assert (evaluation.method.stop, evaluation.method.floor) == (StopAtSteps(), "none")
+    assert (evaluation.method.stop, evaluation.method.anchor) == (StopAtSteps(), "none")
     assert evaluation.policy.version == 1
 
 
 def test_an_evaluation_of_version_0_1_is_still_read(llama: Tiny) -> None:
     document = evaluation_of(run_job(add_tiny_adapter(llama))).model_dump(mode="json")
     del document["training"], document["environment"]["four_bit"], document["environment"]["spread"]
-    for name in ("stop", "gamma_scale", "floor", "schedule", "passes", "gradient_checkpointing"):
+    for name in ("stop", "gamma_scale", "anchor", "schedule", "passes", "gradient_checkpointing"):
         del document["method"][name]
     read = EvaluationDocument.model_validate(document)
     assert (read.training, read.environment.four_bit, read.method.stop) == (None, False, StopAtSteps())

@@ -10,11 +10,11 @@ so that <u, g_f> = gamma <g_f, g_f> whatever g_r is: to first order, the forget 
 retaining cannot change. Everything is decided on the device of the gradients; nothing here waits for it.
 
 Relative gamma: per-token and per-sequence losses differ by orders of magnitude in ||g_f||, and one gamma cannot
-serve both. So gamma is multiplied by l / ||g_f||, with l the root mean square of ||g_r_perp||, the stripped gradient:
-the part of u that forgets is gamma times as long as the part that retains usually is, whatever the loss and its scale.
-Usually: AdamW divides by the root mean square of the updates so far. Relative to this very step's ||g_r_perp||, which
-shrinks as retaining succeeds, the steps of slow losses would shrink to nothing before their work is done. So l
-remembers as AdamW's second moment does (`UsualLength`).
+serve both. So gamma is multiplied by l / ||g_f||, with l the root mean square of ||g_r_perp||, the stripped
+gradient: the part of u that forgets is gamma times as long as the part that retains usually is, whatever the loss and
+its scale. Usually: AdamW divides by the root mean square of the updates so far. Relative to this very step's
+||g_r_perp||, which shrinks as retaining succeeds, the steps of slow losses would shrink to nothing before their work
+is done. So l remembers as AdamW's second moment does (`UsualLength`).
 
 The inner product is the plain one, or the one of AdamW: <a, b>_D = sum_i a_i D_i b_i, with D the factor by which its
 step multiplies each coordinate. Under it <D u, g_f> = gamma <g_f, g_f>_D >= 0: the step that is taken, without

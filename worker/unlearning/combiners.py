@@ -60,7 +60,9 @@ class Combiner(Protocol):
 class _Levels:
     """The rule of blur.py, with the length that a relative gamma goes by in the state."""
 
-    def __init__(self, method: BlurMethod | ForgetUpperMethod, segments: Sequence[slice], device: torch.device) -> None:
+    def __init__(
+        self, method: BlurMethod | ForgetUpperMethod, segments: Sequence[slice], device: torch.device
+    ) -> None:
         self.state: dict[str, Tensor] = {}
         self.segments = segments
         self._gamma, self._relative, self._device = method.gamma, method.gamma_scale == "relative", device

@@ -263,7 +263,7 @@ class _Run:
         if not all(math.isfinite(value) for value in values.values()):
             raise UnlearningError(f"a loss or gradient is not finite in step {number}")
         forget_norm, retain_norm = math.sqrt(values["forget_squared"]), math.sqrt(values["retain_squared"])
-        nothing_to_forget = forget_norm == 0 and number == 1 and self._method.floor == "none"
+        nothing_to_forget = forget_norm == 0 and number == 1 and self._method.anchor == "none"
         if forget_norm == 0 and (retain_norm == 0 or nothing_to_forget):
             which = "both gradients are" if retain_norm == 0 else "the forget gradient is"
             raise UnlearningError(f"{which} zero in step {number}: the adapter cannot be trained on these records")

@@ -14,6 +14,7 @@ from worker.unlearning.models import Head
 
 # Logits that are alive at once. A loss needs about three tensors of that many floats.
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
+FULL_PULL = 3.0  # nats: a token that is this much likelier than its anchor has its whole gradient
 
 TokenLoss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(labels, vocab) float32 logits, (labels,) tokens, (labels, vocab) source logits or None -> (labels,) values."""
@@ -32,25 +33,38 @@ class Tokens:
         labels: (labels,) int64, the tokens to score.
         source_hidden: (labels, hidden) the same positions under the source adapter, for losses that compare with
             its logits.
-        floor: (labels,) NLL in nats from which on a token has no gradient: it is unlikely enough.
+        anchor: (labels,) NLL in nats that each token is drawn to (`anchored`), or None.
         source_head: from hidden states to logits under the source adapter, where that differs from the model's own.
     """
 
     labels: Tensor
     source_hidden: Tensor | None = None
-    floor: Tensor | None = None
+    anchor: Tensor | None = None
     source_head: Callable[[Tensor], Tensor] | None = None
 
     def part(self, at: int, size: int) -> Tokens:
         """Some of them."""
         chosen = slice(at, at + size)
-        source, floor = (None if field is None else field[chosen] for field in (self.source_hidden, self.floor))
-        return Tokens(self.labels[chosen], source, floor, self.source_head)
+        source, anchor = (None if field is None else field[chosen] for field in (self.source_hidden, self.anchor))
+        return Tokens(self.labels[chosen], source, anchor, self.source_head)
 
 
-def let_go(values: Tensor, nll: Tensor, floor: Tensor) -> Tensor:
-    """The same values, (labels,) each, without a gradient for tokens that are no likelier than the floor allows."""
-    return torch.where(nll < floor, values, values.detach())
+def anchored(values: Tensor, nll: Tensor, anchor: Tensor, *, both_ways: bool = True) -> Tensor:
+    """The same values with each gradient weighted by how far its token is from its anchor: (labels,) each.
+
+    The weight is (anchor - nll) / `FULL_PULL`, between -1 and 1: whole while a token is far likelier than under the
+    anchor, none at the anchor, and reversed where it has become less likely. Without the slope tokens would jump to
+    and fro around their anchors, and drown those that have not come to theirs yet.
+
+    Args:
+        values: what the loss makes of each token.
+        nll: NLL in nats, without a gradient.
+        anchor: NLL in nats that is aimed at; infinite for a token that has none.
+        both_ways: False for a loss whose reversal does not make the token likelier again.
+    """
+    weight = ((anchor - nll) / FULL_PULL).clamp(-1.0 if both_ways else 0.0, 1.0)
+    fixed = values.detach()
+    return fixed + weight * (values - fixed)
 
 
 def token_values(head: Head, hidden: Tensor, tokens: Tokens, loss: TokenLoss) -> Tensor:
@@ -83,9 +97,9 @@ def _values(head: Head, hidden: Tensor, tokens: Tokens, loss: TokenLoss) -> Tens
         source_head = tokens.source_head or head
         source_logits = None if tokens.source_hidden is None else source_head(tokens.source_hidden).float()
     values = loss(logits, tokens.labels, source_logits)
-    if tokens.floor is None:
+    if tokens.anchor is None:
         return values
-    return let_go(values, token_nll(logits.detach(), tokens.labels), tokens.floor)
+    return anchored(values, token_nll(logits.detach(), tokens.labels), tokens.anchor)
 
 
 def _chunk(head: Head, hidden: Tensor) -> int:

@@ -36,7 +36,7 @@ from worker.unlearning.models import (
     pad_id,
 )
 from worker.unlearning.refusals import refuse
-from worker.unlearning.scoring import Tokens, label_scores, let_go, token_nll, token_values
+from worker.unlearning.scoring import Tokens, anchored, label_scores, token_nll, token_values
 
 _Result = TypeVar("_Result")
 Item = tuple[Example, ...]
@@ -67,17 +67,17 @@ class LossSet:
         loss: what is minimised.
         items: every example that may be drawn.
         source_nll: (items, sequences per item) float32, summed label NLL in nats.
-        floors: of each item, (labels,) NLL from which on its tokens are let go; None without a floor.
+        anchors: of each item, (labels,) NLL that its tokens are drawn to; None without an anchor.
     """
 
     loss: Loss
     items: list[Item]
     source_nll: Tensor
-    floors: list[Tensor] | None = None
+    anchors: list[Tensor] | None = None
 
-    def floor(self, chosen: Sequence[int]) -> Tensor | None:
+    def anchor(self, chosen: Sequence[int]) -> Tensor | None:
         """Of these items' labels, one after the other: (labels,)."""
-        return None if self.floors is None else torch.cat([self.floors[index] for index in chosen])
+        return None if self.anchors is None else torch.cat([self.anchors[index] for index in chosen])
 
     def size(self, chosen: Sequence[int]) -> StepSize:
         """Of the step that these items make up."""
@@ -151,8 +151,8 @@ class Stepper:
         with self.computing():
             # What is known under the source adapter is computed once, by the same code that trains.
             items = _items(forget_loss, forget, tokenizer, seed, self._longest())
-            floors = self.halving(lambda: self._floors(items))
-            self.forget = self.halving(lambda: self._level(forget_loss, items, floors))
+            anchors = self.halving(lambda: self._anchors(items))
+            self.forget = self.halving(lambda: self._level(forget_loss, items, anchors))
             self.retain = self.halving(lambda: self._level(retain_loss, [(example,) for example in retain], None))
             if forget_loss.needs_layer:
                 self.halving(lambda: self._aim(seed))
@@ -282,15 +282,15 @@ class Stepper:
     def _values(self, group: _Group, batch: Batch, hidden: Tensor, at_layer: Tensor, source: Tensor | None) -> Tensor:
         """The loss's value of each label of the group: (labels,)."""
         loss, labels = group.level.loss, batch.labels[group.labels].to(hidden.device)
-        floor = group.level.floor(group.chosen)
+        anchor = group.level.anchor(group.chosen)
         if loss.needs_layer:
             values = loss.token_values(at_layer[group.labels], labels, None)
-            if floor is None:
+            if anchor is None:
                 return values
             nll, _ = label_scores(self._head, hidden[group.labels], labels)
-            return let_go(values, nll.to(values.device), floor.to(values.device))
+            return anchored(values, nll.to(values.device), anchor.to(values.device), both_ways=False)
         reference = source[group.labels] if source is not None and loss.needs_source_logits else None
-        tokens = Tokens(labels, reference, None if floor is None else floor.to(hidden.device), self._source_head)
+        tokens = Tokens(labels, reference, None if anchor is None else anchor.to(hidden.device), self._source_head)
         return token_values(self._head, hidden[group.labels], tokens, loss.token_values)
 
     def _rows(self, group: _Group, batch: Batch) -> Rows:
@@ -329,21 +329,23 @@ class Stepper:
         with self.factors.holding(self._source):
             return hidden_states(self.model, batch)
 
-    def _level(self, loss: Loss, items: list[Item], floors: list[Tensor] | None) -> LossSet:
+    def _level(self, loss: Loss, items: list[Item], anchors: list[Tensor] | None) -> LossSet:
         """A level with the references that its loss wants."""
         flat = [example for item in items for example in item]
         found = label_nll(self.model, flat, self._pad, self.micro_batch_size)
-        if floors is not None and not any(bool((nll < floor).any()) for nll, floor in _answers(items, found, floors)):
+        if anchors is not None and not any(
+            bool((nll < anchor).any()) for nll, anchor in _answers(items, found, anchors)
+        ):
             raise FactorError(
                 "the adapter makes no token of the forget set likelier than the base model alone does, so that there "
-                'is nothing to forget above floor "base"; a fresh adapter needs floor "none"'
+                'is nothing to forget down to anchor "base"; a fresh adapter needs anchor "none"'
             )
-        return LossSet(loss, items, torch.stack([nll.sum() for nll in found]).view(len(items), -1), floors)
+        return LossSet(loss, items, torch.stack([nll.sum() for nll in found]).view(len(items), -1), anchors)
 
     @torch.no_grad()
-    def _floors(self, items: list[Item]) -> list[Tensor] | None:
-        """NLL of every label under the base model alone. Refusals are to be learned: they have no floor."""
-        if self.method.floor == "none":
+    def _anchors(self, items: list[Item]) -> list[Tensor] | None:
+        """NLL of every label under the base model alone. Refusals are to be learned: they have none."""
+        if self.method.anchor == "none":
             return None
         answers = [item[0] for item in items]
         with without_adapters(self.model):
@@ -395,12 +397,12 @@ def _place(model: nn.Module, loss: Loss) -> nn.Module | None:
 
 
 def _answers(
-    items: Sequence[Item], found: Sequence[Tensor], floors: Sequence[Tensor]
+    items: Sequence[Item], found: Sequence[Tensor], anchors: Sequence[Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """NLL and floor of every label of the answers, without the refusals behind them."""
+    """NLL and anchor of every label of the answers, without the refusals behind them."""
     width = len(items[0])
-    for nll, floor in zip(found[::width], floors, strict=True):
-        yield nll, floor[: len(nll)]
+    for nll, anchor in zip(found[::width], anchors, strict=True):
+        yield nll, anchor[: len(nll)]
 
 
 def _items(

@@ -23,6 +23,7 @@ from worker.unlearning.losses import Loss, Rows, StepSize, build_loss
 from worker.unlearning.models import causal_model, decoder_layers
 from worker.unlearning.probe import Probe
 from worker.unlearning.refusals import refuse
+from worker.unlearning.scoring import FULL_PULL
 from worker.unlearning.step import Item, Stepper
 
 PAD = 2
@@ -33,7 +34,7 @@ LOSSES: list[dict[str, Any]] = [
     *({"forget_loss": {"type": kind}} for kind in FORGET_LOSSES),
     *({"retain_loss": {"type": kind}} for kind in RETAIN_LOSSES),
     {"forget_loss": {"type": "npo", "per_token": True, "beta": 1.0}},
-    *({"forget_loss": {"type": kind}, "floor": "base"} for kind in ("npo", "idk_dpo", "rmu")),
+    *({"forget_loss": {"type": kind}, "anchor": "base"} for kind in ("npo", "idk_dpo", "rmu")),
 ]
 
 
@@ -211,15 +212,15 @@ def see_plainly(tiny: Tiny, method: Method, *, count: int = 8, away: float = 0.0
         if loss.needs_refusals:
             answers = refuse(examples, tokenizer, seed=SEED, max_length=CONTEXT)
             items = list(zip(examples, answers, strict=True))
-        floor = method.floor == "base" and loss is forget_loss
-        total = _plain_total(loss, items, model, source(tiny)[0], chosen, floor=floor)
+        anchor = method.anchor == "base" and loss is forget_loss
+        total = _plain_total(loss, items, model, source(tiny)[0], chosen, anchor=anchor)
         parts = torch.autograd.grad(total, factors, retain_graph=True, allow_unused=True)
         totals.append(float(total.detach()))
         gradients.append(flat([torch.zeros_like(f) if p is None else p for f, p in zip(factors, parts, strict=True)]))
     return Seen(totals[0], totals[1], gradients[0], gradients[1])
 
 
-def _plain_total(loss: Loss, items: Sequence[Item], model: Any, before: Any, layer: int, *, floor: bool) -> Tensor:
+def _plain_total(loss: Loss, items: Sequence[Item], model: Any, before: Any, layer: int, *, anchor: bool) -> Tensor:
     """A loss on all sequences at once."""
     examples = [example for item in items for example in item]
     lengths = torch.tensor([len(example.labels) for example in examples])
@@ -234,11 +235,12 @@ def _plain_total(loss: Loss, items: Sequence[Item], model: Any, before: Any, lay
         values = loss.token_values(states, labels, None)
     else:
         values = loss.token_values(logits, labels, source_logits if loss.needs_source_logits else None)
-    if floor:  # only the first sequence of an item is to be forgotten
+    if anchor:  # only the first sequence of an item is to be forgotten
         answer = torch.tensor([at == 0 for item in items for at, e in enumerate(item) for _ in e.labels])
-        gone = answer & (nll_of(logits, labels) >= nll_of(base_logits, labels))
-        assert 0.1 < float(gone.float().mean()) < 0.9
-        values = torch.where(gone, values.detach(), values)
+        distance = (nll_of(base_logits, labels) - nll_of(logits, labels)).detach()
+        assert 0.1 < float((answer & (distance <= 0)).float().mean()) < 0.9
+        pull = (distance / FULL_PULL).clamp(0.0 if loss.needs_layer else -1.0, 1.0)
+        values = torch.where(answer, values.detach() + pull * (values - values.detach()), values)
     source_nll = sums(nll_of(source_logits, labels), examples)
     known = Rows(torch.arange(len(examples)).repeat_interleave(lengths), lengths.float(), source_nll)
     return loss.total(values, known, StepSize(len(items), int(lengths.sum())))

@@ -192,7 +192,7 @@ def test_model_is_left_as_it_was(every: Tiny) -> None:
     model, tokenizer = load(every)
     forget, retain = (engine.sequences(every, 4, seed) for seed in (0, 1))
     before, _ = engine.plain_outputs(model, forget)
-    made = Stepper(model, tokenizer, forget, retain, blur_method(gradient_checkpointing=True, floor="base"), SEED)
+    made = Stepper(model, tokenizer, forget, retain, blur_method(gradient_checkpointing=True, anchor="base"), SEED)
     see(made)
     assert torch.equal(engine.plain_outputs(model, forget)[0], before)
     assert not any("forward" in module.__dict__ for module in model.modules())

@@ -50,14 +50,14 @@ def test_forget_set_is_unlearned_and_retain_set_stays(tiny: Tiny) -> None:
     assert float(after[1]) < float(before[1]) + 1
 
 
-@pytest.mark.parametrize("floor", ["none", "base"])
+@pytest.mark.parametrize("anchor", ["none", "base"])
 @pytest.mark.parametrize("loss", FORGET_LOSSES)
-def test_every_loss_forgets_and_keeps(memorised: Tiny, loss: str, floor: str) -> None:
+def test_every_loss_forgets_and_keeps(memorised: Tiny, loss: str, anchor: str) -> None:
     model, tokenizer = load(memorised)
     forget, retain = sets(tokenizer)
     before = [sequence_nll(model, part, PAD, 8).mean() for part in (forget, retain)]
     method = blur_method(
-        forget_loss={"type": loss}, floor=floor, steps=25, learning_rate=5e-3, gamma=0.5, gamma_scale="relative"
+        forget_loss={"type": loss}, anchor=anchor, steps=25, learning_rate=5e-3, gamma=0.5, gamma_scale="relative"
     )
     unlearn(model, tokenizer, forget, retain, method, seed=1)
     after = [sequence_nll(model, part, PAD, 8).mean() for part in (forget, retain)]
@@ -65,7 +65,7 @@ def test_every_loss_forgets_and_keeps(memorised: Tiny, loss: str, floor: str) ->
     assert float(after[1]) < float(before[1]) + 3
 
 
-def test_floor_holds_what_it_would_push_below_never_seen(memorised: Tiny) -> None:
+def test_anchor_holds_what_would_be_pushed_below_never_seen(memorised: Tiny) -> None:
     """Gradient ascent has no end of its own."""
     model, tokenizer = load(memorised)
     forget = sets(tokenizer)[0]
@@ -79,11 +79,11 @@ def test_floor_holds_what_it_would_push_below_never_seen(memorised: Tiny) -> Non
         "learning_rate": 5e-3,
     }
     held, free = (
-        float(sequence_nll(run(memorised, **knobs, floor=floor)[0], forget, PAD, 8).mean())
-        for floor in ("base", "none")
+        float(sequence_nll(run(memorised, **knobs, anchor=anchor)[0], forget, PAD, 8).mean())
+        for anchor in ("base", "none")
     )
     assert free > 1.5 * base
-    assert held < 1.4 * base
+    assert 0.7 * base < held < 1.2 * base
 
 
 def test_base_weights_are_never_touched(tiny: Tiny) -> None:
@@ -341,9 +341,9 @@ def test_nothing_left_to_forget_later_is_none(llama: Tiny, monkeypatch: pytest.M
     assert reports[1].cosine == reports[1].descent_cosine == 0.0
 
 
-def test_nothing_above_the_floor_at_the_start_is_none(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_draw_to_the_anchor_at_the_start_is_none(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     silence(monkeypatch, 1, 1)
-    _, reports = run(llama, forget_loss={"type": "ga"}, steps=2, floor="base")
+    _, reports = run(llama, forget_loss={"type": "ga"}, steps=2, anchor="base")
     assert reports[0].forget_norm == 0
 
 

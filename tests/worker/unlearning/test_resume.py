@@ -35,7 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "pdu": {"type": "pdu", "max_retain_loss": 0.01, "dual_warmup_steps": 2},
     "forget_upper": {"type": "forget_upper", "gamma": 0.3},
-    "kl": {"gamma": 0.3, "retain_loss": {"type": "kl"}, "forget_loss": {"type": "undial"}, "floor": "base"},
+    "kl": {"gamma": 0.3, "retain_loss": {"type": "kl"}, "forget_loss": {"type": "undial"}, "anchor": "base"},
     "rmu": {"gamma": 0.3, "forget_loss": {"type": "rmu"}},
     "idk_dpo": {"gamma": 0.3, "forget_loss": {"type": "idk_dpo"}},
     "steps": {"gamma": 0.3, "stop": {"type": "steps"}},
@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def method_of(name: str, **knobs: Any) -> Method:
-    small = {"steps": STEPS, "max_length": CONTEXT, "stop": STOP, "floor": "none", "learning_rate": 5e-3}
+    small = {"steps": STEPS, "max_length": CONTEXT, "stop": STOP, "anchor": "none", "learning_rate": 5e-3}
     batches = {"forget_batch_size": 2, "retain_batch_size": 3}
     return METHOD.validate_python(small | batches | METHODS[name] | knobs)
 

@@ -16,7 +16,7 @@ from tests.worker.unlearning.engine import load
 from worker.unlearning import scoring
 from worker.unlearning.losses import build_loss
 from worker.unlearning.models import Head
-from worker.unlearning.scoring import Tokens, label_scores, token_nll, token_values
+from worker.unlearning.scoring import FULL_PULL, Tokens, anchored, label_scores, token_nll, token_values
 
 PER_TOKEN = sorted(set(FORGET_LOSSES | RETAIN_LOSSES) - {"rmu"})
 LABELS = 11
@@ -40,30 +40,52 @@ def test_token_nll_is_minus_log_softmax_in_float32() -> None:
     torch.testing.assert_close(nll, torch.tensor([math.log(4.0), math.log(2.0)]), rtol=5e-3, atol=0)
 
 
-@pytest.mark.parametrize("floor", [False, True])
+@pytest.mark.parametrize(
+    ("distance", "both_ways", "pull"),
+    [
+        (10 * FULL_PULL, True, 1.0),
+        (FULL_PULL / 2, True, 0.5),
+        (0.0, True, 0.0),
+        (-FULL_PULL / 4, True, -0.25),
+        (-9 * FULL_PULL, True, -1.0),
+        (-FULL_PULL / 4, False, 0.0),
+        (math.inf, True, 1.0),
+    ],
+)
+def test_anchor_draws_from_both_sides_and_the_more_the_farther(
+    distance: float, pull: float, *, both_ways: bool
+) -> None:
+    values = torch.tensor([3.0, -2.0], requires_grad=True)
+    nll = torch.tensor([4.0, 5.0])
+    drawn = anchored(values, nll, nll + distance, both_ways=both_ways)
+    assert drawn.tolist() == values.tolist()
+    drawn.sum().backward()  # type: ignore[no-untyped-call]
+    assert values.grad is not None
+    assert values.grad.tolist() == pytest.approx([pull, pull])
+
+
+@pytest.mark.parametrize("anchor", [False, True])
 @pytest.mark.parametrize("kind", PER_TOKEN)
 def test_chunks_change_neither_values_nor_derivatives(
-    headed: Tiny, monkeypatch: pytest.MonkeyPatch, kind: str, *, floor: bool
+    headed: Tiny, monkeypatch: pytest.MonkeyPatch, kind: str, *, anchor: bool
 ) -> None:
     head = Head(load(headed)[0])
     hidden, source, labels = draw()
     loss = build_loss((FORGET_LOSSES | RETAIN_LOSSES)[kind]())  # type: ignore[arg-type]
     reference = source if loss.needs_source_logits else None
-    floors = torch.linspace(0.0, 20.0, LABELS) if floor else None
+    anchors = torch.linspace(0.0, 20.0, LABELS) if anchor else None
     weights = torch.linspace(-1.0, 2.0, LABELS)
 
     plain = hidden.clone().requires_grad_()
     logits = head(plain)
     expected = loss.token_values(logits, labels, None if reference is None else head(reference))
-    if floors is not None:
-        likelier = F.cross_entropy(logits.detach(), labels, reduction="none") < floors
-        assert 0 < int(likelier.sum()) < LABELS
-        expected = torch.where(likelier, expected, expected.detach())
+    if anchors is not None:
+        expected = anchored(expected, F.cross_entropy(logits.detach(), labels, reduction="none"), anchors)
     (slope,) = torch.autograd.grad((weights * expected).sum(), plain)
     for size in (1, 3, LABELS, 100):
         chunks_of(monkeypatch, size)
         leaf = hidden.clone().requires_grad_()
-        values = token_values(head, leaf, Tokens(labels, reference, floors), loss.token_values)
+        values = token_values(head, leaf, Tokens(labels, reference, anchors), loss.token_values)
         torch.testing.assert_close(values, expected.detach(), rtol=1e-5, atol=1e-5)
         (found,) = torch.autograd.grad((weights * values).sum(), leaf)
         torch.testing.assert_close(found, slope, rtol=1e-4, atol=1e-5 * float(slope.abs().max()))

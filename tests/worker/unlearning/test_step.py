@@ -71,7 +71,7 @@ def no_reads() -> Iterator[None]:
 
 def assert_no_reads(tiny: Tiny, knobs: dict[str, Any]) -> None:
     small = {"steps": 5, "max_length": CONTEXT, "micro_batch_size": 2, "stop": {"type": "steps"}}
-    made = stepper(tiny, METHOD.validate_python(small | {"floor": "none", "gamma": 0.1} | knobs), count=3)
+    made = stepper(tiny, METHOD.validate_python(small | {"anchor": "none", "gamma": 0.1} | knobs), count=3)
     with made.computing(), no_reads():
         scalars = made.step(range(3), range(3), 1e-3)
     assert bool(torch.isfinite(scalars).all())
@@ -195,19 +195,19 @@ def test_sequence_nll_does_not_depend_on_the_batch(every: Tiny) -> None:
     assert not alone.requires_grad
 
 
-def test_floor_is_what_the_base_model_says(llama: Tiny) -> None:
-    made = stepper(llama, blur_method(floor="base", forget_loss={"type": "rmu"}), count=4)
+def test_anchor_is_what_the_base_model_says(llama: Tiny) -> None:
+    made = stepper(llama, blur_method(anchor="base", forget_loss={"type": "rmu"}), count=4)
     examples = sequences(llama, 4, 0)
     model, _ = load(llama)
     with model.disable_adapter():
         base = plain_nll(model, examples).detach()
-    assert made.forget.floors is not None
-    assert made.retain.floors is None
-    torch.testing.assert_close(torch.stack([floor.sum() for floor in made.forget.floors]), base)
+    assert made.forget.anchors is not None
+    assert made.retain.anchors is None
+    torch.testing.assert_close(torch.stack([anchor.sum() for anchor in made.forget.anchors]), base)
 
 
-def test_everything_below_the_floor_is_let_go(llama: Tiny) -> None:
-    made = stepper(llama, blur_method(floor="base"), count=4, away=0.0)
+def test_at_the_anchor_nothing_is_left_to_forget(llama: Tiny) -> None:
+    made = stepper(llama, blur_method(anchor="base"), count=4, away=0.0)
     for name, factor in zip(made.factors.names, made.factors.views(made.factors.vector), strict=True):
         if "lora_B" in name:
             factor.zero_()  # the base model: no token is likelier than under it
