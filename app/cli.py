@@ -5,7 +5,7 @@ import sys
 import typer
 
 from app.client import ClientError
-from app.commands import jobs, registry, service
+from app.commands import audit, jobs, registry, report, service, verify
 from app.embedded.process import EmbeddedError
 
 # Tracebacks with local variables would print keys and records.
@@ -21,10 +21,14 @@ app.command()(service.demo)
 app.command()(jobs.submit)
 app.command()(jobs.status)
 app.command()(jobs.download)
+app.command()(report.report)
 app.command("register-base")(registry.register_base)
 app.command("register-adapter")(registry.register_adapter)
+app.add_typer(audit.commands, name="audit")
+app.command()(verify.verify)
 app.command()(service.migrate)
 app.command()(service.bootstrap)
+app.command("generate-signing-key")(verify.generate_signing_key)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ ClientError
 """
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,10 @@ import httpx
 from pydantic import BaseModel, ConfigDict
 
 TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+# The service reads a whole chain before it answers; a million entries take one to two minutes.
+VERIFY_TIMEOUT = httpx.Timeout(1800.0, connect=10.0)
 RECORDS = "application/jsonl"
+REPORT = "text/html"
 
 
 class ClientError(Exception):
@@ -195,6 +199,57 @@ class LetheClient:
     def evaluation(self, job_id: str) -> dict[str, Any]:
         """The evaluation of a job's result."""
         return self._json("GET", f"/unlearn-jobs/{job_id}/evaluation")
+
+    def audit_entries(self, limit: int, **filters: str) -> list[dict[str, Any]]:
+        """The newest entries of the audit chain, newest first, as many as there are up to `limit`."""
+        entries: list[dict[str, Any]] = []
+        cursor: dict[str, str] = {}
+        while len(entries) < limit:
+            size = {"limit": str(min(100, limit - len(entries)))}
+            page = self._json("GET", "/audit", params=filters | size | cursor)
+            entries += page["data"]
+            if not page["has_more"]:
+                break
+            cursor = {"cursor": page["next_cursor"]}
+        return entries
+
+    def verify_audit(self, known: str | None) -> dict[str, Any]:
+        """Has the service check the audit chain, and the hash of one entry that was noted as `SEQUENCE:HASH`."""
+        params = {"known": known} if known else {}
+        return self._json("GET", "/audit/verify", params=params, timeout=VERIFY_TIMEOUT)
+
+    def export_audit(self, destination: Path) -> None:
+        """Saves the audit chain under `destination` in one step."""
+        with self._answers(), self._http.stream("GET", "/audit/export") as response:
+            if response.is_error:
+                response.read()
+                raise ApiError.from_response(response)
+            with replaced_file(destination) as (file, temporary):
+                for chunk in response.iter_raw():
+                    file.write(chunk)
+                temporary.chmod(0o644)
+
+    def save_keys(self, destination: Path) -> None:
+        """Saves the public keys of attestations under `destination`, in one step."""
+        keys = self._json("GET", "/keys")
+        with replaced_file(destination) as (file, temporary):
+            file.write(json.dumps(keys, indent=2).encode() + b"\n")
+            temporary.chmod(0o644)
+
+    def save_report(self, job_id: str, destination: Path) -> None:
+        """Saves the evaluation of a job's result as an HTML page under `destination`, in one step."""
+        with self._answers():
+            response = self._http.get(f"/unlearn-jobs/{job_id}/evaluation", headers={"Accept": REPORT})
+        if response.is_error:
+            raise ApiError.from_response(response)
+        media_type = response.headers.get("content-type", "").partition(";")[0]
+        if media_type != REPORT:
+            raise ClientError(
+                f"the service at {self._url} writes no reports: it answered with {media_type or 'nothing'}"
+            )
+        with replaced_file(destination) as (file, temporary):
+            file.write(response.content)
+            temporary.chmod(0o644)
 
     def download(self, path: str, destination: Path) -> str:
         """Saves the bytes at `path` under `destination` in one step; their verified sha256."""

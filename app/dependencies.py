@@ -7,9 +7,10 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from app.audit.record import ACTOR
 from app.auth.keys import key_hash
 from app.auth.tables import ApiKey
 from app.kit.problems import Unauthenticated
@@ -34,6 +35,8 @@ async def open_session(request: Request) -> AsyncIterator[AsyncSession]:
     sessions = cast("async_sessionmaker[AsyncSession]", request.app.state.sessions)
     # A connection is taken with the first statement, not here.
     async with sessions() as session, session.begin():
+        # The middleware has found whose key it is; the audit chain names it.
+        session.info[ACTOR] = request.state.api_key
         yield session
 
 
@@ -44,7 +47,7 @@ SessionDep = Annotated[AsyncSession, Depends(open_session, scope="function")]
 
 
 async def authenticate(request: Request) -> str:
-    """The tenant of the caller's key. Called before anything else of a request is read.
+    """The tenant of the caller's key, whose id goes into the request's state. Called before anything else is read.
 
     A session of its own, closed at once: an upload that takes an hour must not hold a connection for it.
 
@@ -56,11 +59,12 @@ async def authenticate(request: Request) -> str:
     if scheme.lower() != "bearer" or not key:
         raise Unauthenticated("send an API key as 'Authorization: Bearer lethe_...'", headers=challenge)
     digest = key_hash(key, settings_of(request).pepper)
-    statement = select(ApiKey.tenant_id).where(ApiKey.hash == digest, ApiKey.revoked_at.is_(None))
+    statement = select(ApiKey.id, ApiKey.tenant_id).where(ApiKey.hash == digest, ApiKey.revoked_at.is_(None))
     async with request.app.state.sessions() as session:
-        tenant_id = cast("str | None", await session.scalar(statement))
-    if tenant_id is None:
+        found = cast("Row[str, str] | None", (await session.execute(statement)).one_or_none())
+    if found is None:
         raise Unauthenticated("this API key is unknown or revoked", headers=challenge)
+    request.state.api_key, tenant_id = found
     return tenant_id
 
 

@@ -18,6 +18,8 @@ from starlette.requests import ClientDisconnect
 
 from app import catalogue
 from app.adapters.endpoints import router as adapters
+from app.attestations.endpoints import router as attestations
+from app.audit.endpoints import router as audit
 from app.base_models.endpoints import router as base_models
 from app.datasets.endpoints import router as datasets
 from app.dependencies import authenticate
@@ -33,7 +35,7 @@ DESCRIPTION = """\
 Removes chosen records from LoRA adapters of causal language models: upload the records, ask for a job, poll it,
 download the unlearned adapter. Errors are `application/problem+json` (RFC 9457) and never quote what was sent.
 """
-PUBLIC = {"/livez", "/readyz", "/openapi.json"}
+PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys"}
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 log = structlog.get_logger("app.requests")
 
@@ -56,7 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     uploads = dict.fromkeys(("/datasets", "/adapters"), settings.max_upload_bytes)
     app.add_middleware(BodyLimit, usual=settings.max_json_bytes, uploads=uploads)
     app.middleware("http")(_identify)
-    for router in (health, base_models, adapters, datasets, jobs, catalogue.router):
+    for router in (health, base_models, adapters, datasets, jobs, attestations, audit, catalogue.router):
         app.include_router(router)
     _describe_problems(app)
     return app

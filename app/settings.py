@@ -16,6 +16,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.kit.crypto import KeyRing
+from app.kit.signing import PrivateKey
 
 
 class Settings(BaseSettings):
@@ -33,6 +34,10 @@ class Settings(BaseSettings):
     key_pepper: Annotated[
         SecretStr, Field(description="Base64 of 32 bytes; keys the digests of API keys and records.")
     ]
+    signing_key: Annotated[
+        SecretStr | None,
+        Field(description="Base64 of the PKCS #8 DER of an Ed25519 private key; GPU workers sign with it."),
+    ] = None
     model_roots: Annotated[
         tuple[Path, ...],
         NoDecode,
@@ -98,10 +103,22 @@ class Settings(BaseSettings):
         KeyRing.parse(value.get_secret_value())
         return value
 
+    @field_validator("signing_key")
+    @classmethod
+    def _signs(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            PrivateKey.parse(value.get_secret_value())
+        return value
+
     @cached_property
     def key_ring(self) -> KeyRing:
         """The key-encryption keys."""
         return KeyRing.parse(self.encryption_keys.get_secret_value())
+
+    @cached_property
+    def signer(self) -> PrivateKey | None:
+        """The key that signs attestations; None in a process that was given none, because it signs nothing."""
+        return PrivateKey.parse(self.signing_key.get_secret_value()) if self.signing_key is not None else None
 
     @cached_property
     def pepper(self) -> bytes:

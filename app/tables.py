@@ -1,6 +1,8 @@
 """All tables in one place, so that importing this module makes the metadata complete."""
 
 from app.adapters.tables import Adapter, AdapterVersion
+from app.attestations.tables import Attestation, SigningKey
+from app.audit.tables import AuditEntry, AuditHead
 from app.auth.tables import ApiKey, Tenant
 from app.base_models.tables import BaseModelRow
 from app.datasets.tables import Dataset
@@ -14,12 +16,16 @@ __all__ = [
     "Adapter",
     "AdapterVersion",
     "ApiKey",
+    "Attestation",
+    "AuditEntry",
+    "AuditHead",
     "BaseModelRow",
     "Dataset",
     "EvaluationRow",
     "JobEvent",
     "OutboxMessage",
     "Run",
+    "SigningKey",
     "Tenant",
     "UnlearnJob",
     "WorkerHeartbeat",

@@ -41,7 +41,7 @@ SLACK = 0.03  # extraction strength above the control's
 PROBE_EVERY = 10
 RETAIN_SAMPLE = 72
 COLLAPSED = 0.2  # retain probability below which a run is given up
-BUDGET = {"demo": 160, "tofu": 80}
+BUDGET = {"demo": 160, "tofu": 160}
 # Weights of the forget loss in a weighted sum: losses differ by orders of magnitude in the size of their gradient.
 WEIGHTS = {"npo": (0.05, 0.2), "idk_dpo": (0.05, 0.2), "simnpo": (4.0, 16.0), "rmu": (0.01, 0.05)}
 OTHER_WEIGHTS = (0.1, 0.4)

@@ -6,19 +6,16 @@ remains is the retain set's three numbers.
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from peft import PeftModel
-from scipy.stats import ks_2samp
 from transformers import PreTrainedTokenizerBase
 
 from benchmarks.worlds import Question, World
+from worker.evaluation import truth_ratio
 from worker.evaluation.evaluate import evaluate_model
-from worker.unlearning.models import pad_id
-from worker.unlearning.step import sequence_nll
+from worker.evaluation.model_utility import model_utility
 
 UTILITY_RECORDS = 40
 
@@ -46,17 +43,8 @@ def truth_ratios(
     world: World, model: PeftModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
 ) -> list[float]:
     """R = (geometric mean of the wrong answers' probabilities) / (the true answer's), each length-normalised."""
-    records = [record for question in questions for record in (question.correct, *question.wrong)]
-    examples = world.encode(records, tokenizer)
-    nll = sequence_nll(model, examples, pad_id(tokenizer), 16).tolist()
-    per_token = [total / len(example.labels) for total, example in zip(nll, examples, strict=True)]
-    result, start = [], 0
-    for question in questions:
-        stop = start + 1 + len(question.wrong)
-        correct, wrong = per_token[start], per_token[start + 1 : stop]
-        result.append(math.exp(-statistics.fmean(wrong)) / (math.exp(-correct) + 1e-10))
-        start = stop
-    return result
+    choices = [truth_ratio.Choice(question.correct, question.wrong) for question in questions]
+    return truth_ratio.truth_ratios(model, tokenizer, choices, lambda records: world.encode(records, tokenizer), 16)
 
 
 def measure_utility(world: World, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Utility:
@@ -64,15 +52,11 @@ def measure_utility(world: World, model: PeftModel, tokenizer: PreTrainedTokeniz
     questions = world.retain_questions[:: max(1, len(world.retain_questions) // UTILITY_RECORDS)]
     examples = world.encode([question.correct for question in questions], tokenizer)
     scores = evaluate_model(model, tokenizer, {"retain": examples})["retain"]
-    ratios = truth_ratios(world, model, tokenizer, questions)
-    truth = statistics.fmean(max(0.0, 1.0 - ratio) for ratio in ratios)
+    truth = truth_ratio.retain_truth(truth_ratios(world, model, tokenizer, questions))
     parts = (scores.probability, scores.rouge_l_recall, truth)
-    mean = statistics.harmonic_mean(parts) if min(parts) > 0 else 0.0
-    return Utility(*parts, mean, len(questions))
+    return Utility(*parts, model_utility(parts), len(questions))
 
 
 def forget_quality(ours: Sequence[float], control: Sequence[float]) -> dict[str, float]:
     """Two-sided two-sample Kolmogorov-Smirnov test between truth ratios; a small p tells the two models apart."""
-    found = ks_2samp(ours, control)
-    p = float(found.pvalue)
-    return {"p_value": p, "log10_p": math.log10(p) if p > 0 else -math.inf, "statistic": float(found.statistic)}
+    return asdict(truth_ratio.forget_quality(ours, control))

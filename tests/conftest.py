@@ -16,10 +16,12 @@ from sqlalchemy import make_url
 from app.database import upgrade_schema
 from app.embedded.postgres import EmbeddedPostgres, create_database, libpq_url
 from app.embedded.redis import EmbeddedRedis
+from app.kit.signing import PrivateKey
 from app.settings import Settings, get_settings
 from worker.database import engine
 
 TEMPLATE = "lethe_template"
+SIGNING_KEY = PrivateKey.generate()
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +93,7 @@ def service(
         "LETHE_STORAGE_DIR": str(tmp_path / "storage"),
         "LETHE_ENCRYPTION_KEYS": f"k1:{secret}",
         "LETHE_KEY_PEPPER": secret,
+        "LETHE_SIGNING_KEY": SIGNING_KEY.export(),
     }
     for name, value in values.items():
         monkeypatch.setenv(name, value)

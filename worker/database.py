@@ -8,6 +8,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 import app.tables  # noqa: F401 - foreign keys are resolved between tables that are loaded
+from app.audit.record import ACTOR, WORKER
 from app.datasets.vault import Vault
 from app.kit.db import make_engine
 from app.kit.storage import LocalStorage, Storage
@@ -22,7 +23,7 @@ def engine() -> Engine:
 
 def new_session() -> Session:
     """A session; use it as ``with new_session() as session, session.begin()``."""
-    return Session(engine(), expire_on_commit=False)
+    return Session(engine(), expire_on_commit=False, info={ACTOR: WORKER})
 
 
 def storage() -> Storage:

@@ -39,3 +39,9 @@ def set_up_torch(threads: int) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     # An operation without a deterministic form (there are some on GPUs) is used all the same, without a warning.
     warnings.filterwarnings("ignore", message=r".*does not have a deterministic implementation.*")
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give memory that nothing uses any more back to the device, where another process may need it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

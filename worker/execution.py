@@ -10,8 +10,8 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from app.kit.logs import places
 from app.settings import Settings
+from worker.errors import JobError
 from worker.lease import Cancelled, Claim, Fenced, HandBack, Lease, claim
-from worker.order import JobError
 
 log = structlog.get_logger(__name__)
 Recipe = Callable[[Lease, Settings], None]

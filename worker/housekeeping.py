@@ -75,8 +75,7 @@ def shred_unless_needed(session: Session, dataset_id: str) -> bool:
     )
     if any(session.scalar(use.limit(1)) is not None for use in uses):
         return False
-    session.execute(purging.shred(dataset_id))
-    session.execute(outbox.delete_blobs(dataset_id))
+    purging.shred(session, dataset_id)
     return True
 
 

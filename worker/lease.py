@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from app import outbox
+from app.audit.record import append
 from app.jobs import transitions
 from app.jobs.tables import Run, UnlearnJob
 from app.jobs.transitions import FinalStatus, Kind, Level
@@ -155,11 +156,12 @@ class Lease:
             self._require(session)
             _add_events(session, self.claim.run_id, message, kind="metrics", data=data)
 
-    def store(self, row: object) -> None:
-        """Add a row that belongs to this attempt. Raises Fenced when the hold is lost."""
+    def store(self, row: object, *, with_it: Callable[[Session], None] = lambda _session: None) -> None:
+        """Add a row that belongs to this attempt, with what `with_it` adds. Raises Fenced when the hold is lost."""
         with new_session() as session, session.begin():
             self._require(session)
             session.add(row)
+            with_it(session)
 
     def end(
         self,
@@ -248,6 +250,14 @@ def follow(
     for job_id, tenant_id in session.execute(transitions.follow(run_id, status, **job_values)):
         data = {"status": status}
         session.execute(transitions.event(job_id, tenant_id, message, level=level, kind="status", data=data))
+        append(session, tenant_id, "job.status", "unlearn_job", job_id, _outcome(run_id, status, job_values))
+
+
+def _outcome(run_id: str, status: str, job_values: dict[str, Any]) -> dict[str, Any]:
+    """A new status as the audit chain tells it: the reason by its code, since its message may say more."""
+    told = {name: job_values[name] for name in ("verdict", "result_version") if job_values.get(name) is not None}
+    error = job_values.get("error")
+    return {"status": status, "run": run_id, **told} | ({"error": error["code"]} if error else {})
 
 
 def _add_events(

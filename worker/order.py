@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,22 @@ from app.jobs.tables import UnlearnJob
 from app.kit.crypto import CryptoError
 from app.methods import STORED_METHOD, Method, Policy
 from worker.database import new_session, vault
+from worker.errors import JobError
 from worker.lease import Claim
 
-
-class JobError(Exception):
-    """The run cannot succeed. The message is for the caller and quotes no record."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
+MOST_EARLIER = 20  # forget sets of earlier jobs that are looked at again, the newest
 
 
 @dataclass(frozen=True)
 class Order:
-    """One run's inputs. `source` is the adapter's head when the run was claimed."""
+    """One run's inputs.
+
+    Attributes:
+        source: the adapter's head when the run was claimed.
+        datasets: "forget" and "retain" always, "holdout" where it was given.
+        control: an adapter that never saw the forget set, where the job names one.
+        earlier: forget sets of earlier jobs on this adapter whose records are still held, by job id.
+    """
 
     job_id: str
     method: Method
@@ -42,6 +44,13 @@ class Order:
     source: AdapterVersion
     base: BaseModelRow
     datasets: dict[str, Dataset]
+    control: AdapterVersion | None = None
+    earlier: dict[str, Dataset] = field(default_factory=dict)
+
+    @property
+    def adapters(self) -> dict[str, AdapterVersion]:
+        """The stored adapters that a run needs: the source, and the control where there is one."""
+        return {"source": self.source} | ({} if self.control is None else {"control": self.control})
 
     @property
     def base_directory(self) -> Path:
@@ -55,12 +64,41 @@ class Order:
             JobError: the set was purged or cannot be opened.
         """
         try:
-            return [json.loads(line) for line in self._lines(name)]
+            return list(_lines(self.datasets[name]))
         except (CryptoError, FileNotFoundError):
             raise JobError("dataset_unreadable", f"the {name} set was purged or cannot be opened") from None
 
-    def _lines(self, name: str) -> Iterator[bytes]:
-        return vault().lines(self.datasets[name])
+    def earlier_records(self, job_id: str) -> list[dict[str, Any]]:
+        """The decrypted forget set of an earlier job; empty when it was purged meanwhile."""
+        try:
+            return list(_lines(self.earlier[job_id]))
+        except (CryptoError, FileNotFoundError):
+            return []
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some records of a set.
+
+    Attributes:
+        records: in their order.
+        lines: where each is in its set, from 1.
+    """
+
+    records: list[dict[str, Any]]
+    lines: list[int]
+
+
+def sample(records: Sequence[dict[str, Any]], limit: int, seed: int) -> Sample:
+    """At most so many records, drawn without replacement; the same seed draws the same ones."""
+    if len(records) <= limit:
+        return Sample(list(records), list(range(1, len(records) + 1)))
+    drawn = sorted(random.Random(seed).sample(range(len(records)), limit))  # noqa: S311 - no secret
+    return Sample([records[index] for index in drawn], [index + 1 for index in drawn])
+
+
+def _lines(dataset: Dataset) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for line in vault().lines(dataset))
 
 
 def read_order(held: Claim) -> Order:
@@ -84,9 +122,30 @@ def read_order(held: Claim) -> Order:
             source=source,
             base=session.get_one(BaseModelRow, adapter.base_model_id),
             datasets=_datasets(session, job),
+            control=session.get_one(AdapterVersion, job.control_version_id) if job.control_version_id else None,
+            earlier=_earlier(session, job),
         )
 
 
 def _datasets(session: Session, job: UnlearnJob) -> dict[str, Dataset]:
     ids = {"forget": job.forget_set_id, "retain": job.retain_set_id, "holdout": job.holdout_set_id}
     return {name: session.get_one(Dataset, row_id) for name, row_id in ids.items() if row_id is not None}
+
+
+def _earlier(session: Session, job: UnlearnJob) -> dict[str, Dataset]:
+    """Forget sets of jobs that have succeeded on this adapter, as far as their records are still held."""
+    succeeded = (
+        select(UnlearnJob.id, Dataset)
+        .join(Dataset, Dataset.id == UnlearnJob.forget_set_id)
+        .where(
+            UnlearnJob.adapter_id == job.adapter_id,
+            UnlearnJob.tenant_id == job.tenant_id,
+            UnlearnJob.status == "succeeded",
+            UnlearnJob.id != job.id,
+            Dataset.purged_at.is_(None),
+            Dataset.id != job.forget_set_id,
+        )
+        .order_by(UnlearnJob.created_at.desc())
+        .limit(MOST_EARLIER)
+    )
+    return {row[0]: row[1] for row in session.execute(succeeded)}

@@ -14,15 +14,16 @@ from torch import Tensor
 
 from app.adapters import archive
 from app.adapters.archive import ArchiveDigest
+from app.attestations.statement import ATTESTATION_FILE
 from app.methods import METHOD_REQUESTS, Method, Policy, describe
+from worker.evaluation.checks import Gate
 from worker.evaluation.evaluate import SetScores
-from worker.evaluation.gate import Gate
 from worker.unlearning.loop import Outcome
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
-ARCHIVE_FILES = (CARD_FILE, CONFIG_FILE, WEIGHTS_FILE)  # in the order of the archive
+ARCHIVE_FILES = (CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, ATTESTATION_FILE)  # in the order of the archive
 
 _METRICS = (
     ("probability", "answer probability"),
@@ -32,15 +33,25 @@ _METRICS = (
     ("nll", "NLL per token (nats)"),
 )
 
-_LIMITS = (
+LIMITS = (
     "This is approximate unlearning. It lowers how much of the records the model shows; it is no proof that "
     "no trace of them is left in the weights.",
     "Further fine-tuning of this adapter, even on other data, may bring records back.",
     "Only the weights of this adapter were changed. Copies of the source adapter, merged checkpoints, the "
     "base model and training data elsewhere are untouched.",
-    "The numbers hold for the listed metrics, with greedy decoding and the prompts of the sets. Paraphrased "
-    "prompts, sampling, quantised weights and adversarial attacks were not tested here.",
+    "The numbers hold for the metrics, probes and records that they were measured with.",
 )
+
+
+VERIFY = f"""### Verify
+
+`{ATTESTATION_FILE}` is a signed statement about the other files of this archive: what was done, with what, and what
+was measured against which thresholds. With the service's public keys (the answer of `GET /keys`) it is checked
+offline, on the archive as it was downloaded:
+
+```sh
+lethe verify adapter.tar.gz --keys keys.json
+```"""
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,7 @@ class CardFacts:
         forget, retain: ids and counts of the sets.
         gate: outcome.
         scores: scores by column title ("before", "after", "base model alone"), then by set.
+        not_tested: what no probe looked at.
     """
 
     job_id: str
@@ -84,6 +96,7 @@ class CardFacts:
     retain: SetFacts
     gate: Gate
     scores: Mapping[str, Mapping[str, SetScores]]
+    not_tested: Sequence[str]
 
 
 def write_adapter_directory(
@@ -136,7 +149,8 @@ def write_archive(directory: Path, sink: BinaryIO) -> ArchiveDigest:
 
 def model_card(facts: CardFacts) -> str:
     """README.md of a released adapter: front matter, use, what was unlearned and how. Holds no record."""
-    parts = (_front_matter(facts), _use(facts), _unlearning(facts), _metrics(facts), _gate(facts), _limits())
+    sections = (_front_matter, _use, _unlearning, _metrics, _gate)
+    parts = (*(section(facts) for section in sections), _limits(facts), VERIFY)
     return "\n\n".join(parts) + "\n"
 
 
@@ -230,8 +244,9 @@ def _gate(facts: CardFacts) -> str:
     return "\n".join((title, "", "| check | value | threshold | outcome |", "|---|---|---|---|", *rows))
 
 
-def _limits() -> str:
-    return "\n".join(("### Limits", "", *(f"- {limit}" for limit in _LIMITS)))
+def _limits(facts: CardFacts) -> str:
+    lines = (*LIMITS, *(f"Not tested: {what}." for what in facts.not_tested))
+    return "\n".join(("### Limits", "", *(f"- {line}" for line in lines)))
 
 
 def _number(value: float | None) -> str:

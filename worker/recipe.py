@@ -20,34 +20,34 @@ from transformers.utils import logging as transformers_logging
 
 from app.adapters.archive import file_sha256
 from app.adapters.service import WEIGHTS_NAME
+from app.adapters.tables import AdapterVersion
 from app.evaluations.schemas import EvaluationDocument
+from app.methods import Method
 from app.settings import Settings
 from worker import packaging, reporting
+from worker.attesting import require_key
 from worker.checkpoints import CheckpointStore
 from worker.database import storage, vault
-from worker.device import choose_device, choose_dtype, choose_threads, set_up_torch
-from worker.evaluation.evaluate import SetScores, base_scores, evaluate_model, sample_examples
-from worker.evaluation.gate import Gate, judge
+from worker.device import choose_device, choose_dtype, choose_threads, empty_cache, set_up_torch
+from worker.errors import JobError
+from worker.escalation import next_method
+from worker.evaluation.battery.history import PREFIX as HISTORY
+from worker.evaluation.judgement import Judgement
+from worker.explaining import explain
+from worker.judging import Judge, Request
 from worker.lease import Lease
-from worker.order import JobError, Order, read_order
+from worker.order import Order, Sample, read_order, sample
 from worker.progress import Progress
 from worker.registering import register, store_evaluation
-from worker.reporting import Trained
+from worker.reporting import Trained, Tried
 from worker.unlearning.checkpoint import CheckpointError
-from worker.unlearning.encoding import EncodingError, Example, encode_records
-from worker.unlearning.loop import Outcome, UnlearningError, unlearn
-from worker.unlearning.lora import AdapterError, adapter_state, attach_adapter, read_state
-from worker.unlearning.models import LibraryMissing, ModelError, backbone, context_length, load_base
-from worker.unlearning.step import is_out_of_memory
+from worker.unlearning.encoding import Example, encode_records
+from worker.unlearning.loop import unlearn
+from worker.unlearning.lora import adapter_state, attach_adapter, read_state
+from worker.unlearning.models import backbone, context_length, load_base
 from worker.watching import PATIENCE_SECONDS, RunWatcher, earlier_checkpoint
 
-OUT_OF_MEMORY = (
-    "the worker has too little memory even for single sequences (micro_batch_size is halved by itself); set "
-    "gradient_checkpointing, lower max_length, or run workers with LETHE_FOUR_BIT=true"
-)
-
 Examples = Mapping[str, list[Example]]
-Scores = dict[str, SetScores]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def carry_out(lease: Lease, settings: Settings) -> None:
     set_up_torch(threads)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call] # transformers leaves it untyped
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call] # transformers leaves it untyped
+    require_key(settings)  # before the work, not after it
     order = read_order(lease.claim)
     progress = Progress(lease)
     lease.progress(source_version=order.source.number)
@@ -83,7 +84,7 @@ def carry_out(lease: Lease, settings: Settings) -> None:
         try:
             _phases(bench)
         except Exception as error:
-            explained = _explain(error)
+            explained = explain(error)
             if explained is None:
                 raise
             raise explained from error
@@ -92,41 +93,59 @@ def carry_out(lease: Lease, settings: Settings) -> None:
 def _phases(bench: Workbench) -> None:
     lease, order, progress = bench.lease, bench.order, bench.progress
     with progress.phase("preparing"):
-        model, tokenizer = _load(bench, _fetch_source(bench))
+        folders = {name: _fetch(bench, name, version) for name, version in order.adapters.items()}
+        model, tokenizer = _load(bench, folders["source"])
         examples = _encode(order, model, tokenizer)
-        measured = _measured(order, examples, bench.settings.evaluation_records)
-        source = evaluate_model(model, tokenizer, measured)
-        base = base_scores(model, tokenizer, measured)
-        warnings = _warn(lease, reporting.unknown_records(order, source))
-    with progress.phase("unlearning"):
-        trained = _train(bench, model, tokenizer, examples)
-        lease.progress(step=trained.outcome.steps, total_steps=order.method.steps)
-        warnings += _warn(lease, reporting.missed_targets(order, trained.outcome))
-        result_folder = _write_result(bench, model)
-        del model
-    with progress.phase("evaluating"):
-        model, tokenizer = _load(bench, result_folder)
-        result = evaluate_model(model, tokenizer, measured)
-        gate = judge(order.policy, source, result)
-    scores = {"base": base, "source": source, "result": result}
-    store_evaluation(lease, _document(bench, scores, gate, result_folder, trained, warnings))
-    if gate.verdict == "failed":
-        lease.end("gate_failed", reporting.why(gate), verdict="failed")
+        samples = _samples(bench)
+    tries: list[Tried] = []
+    method = order.method
+    while True:
+        # The judge's process loads its libraries while this one trains.
+        with Judge() as process:
+            with progress.phase("unlearning"):
+                trained = _train(bench, model, tokenizer, examples, method)
+                lease.progress(step=trained.outcome.steps, total_steps=method.steps)
+                folders["result"] = _write_result(bench, model)
+            del model
+            empty_cache(bench.device)
+            with progress.phase("evaluating"):
+                request = _request(bench, folders, samples, method)
+                judgement = process.judge(request, progress.check, lambda name: lease.event(f"probe {name} began"))
+        tries.append(Tried(method, trained, judgement.gate))
+        if judgement.gate.verdict == "passed" or len(tries) >= order.policy.max_attempts:
+            break
+        method = _escalate(bench, tries)
+        with progress.phase("preparing"):
+            model, tokenizer = _load(bench, folders["source"])
+    warnings = _warn(lease, order, tries[-1], judgement)
+    store_evaluation(lease, _document(bench, judgement, samples, tries, warnings))
+    if judgement.gate.verdict == "failed":
+        lease.end("gate_failed", reporting.why(judgement.gate), verdict="failed")
         return
     with progress.phase("packaging"):
-        _write_card(bench, result_folder, scores, gate, trained.outcome)
+        _write_card(bench, folders["result"], judgement, tries[-1])
     with progress.phase("registering"):
-        register(lease, order, result_folder, storage())
+        register(lease, order, folders["result"], storage())
 
 
-def _fetch_source(bench: Workbench) -> Path:
-    folder = bench.folder / "source"
+def _escalate(bench: Workbench, tries: list[Tried]) -> Method:
+    """The method of the next try; told in the history."""
+    method, change = next_method(tries[-1].method, len(tries), tries[-1].gate)
+    tries[-1].next_change = change
+    bench.lease.warn(f"{reporting.why(tries[-1].gate)}; trying again: {change}")
+    return method
+
+
+def _fetch(bench: Workbench, name: str, version: AdapterVersion) -> Path:
+    """An adapter's files, out of storage."""
+    folder = bench.folder / name
     folder.mkdir()
     try:
-        storage().fetch(bench.order.source.weights_key, folder / WEIGHTS_NAME)
+        storage().fetch(version.weights_key, folder / WEIGHTS_NAME)
     except FileNotFoundError:
-        raise JobError("adapter_missing", "the bytes of the adapter's head are no longer held") from None
-    (folder / packaging.CONFIG_FILE).write_text(json.dumps(bench.order.source.config))
+        which = "the adapter's head" if name == "source" else "the control adapter"
+        raise JobError("adapter_missing", f"the bytes of {which} are no longer held") from None
+    (folder / packaging.CONFIG_FILE).write_text(json.dumps(version.config))
     return folder
 
 
@@ -151,15 +170,37 @@ def _encode(order: Order, model: PeftModel, tokenizer: PreTrainedTokenizerBase) 
     return {name: encode_records(order.records(name), tokenizer, longest) for name in order.datasets}
 
 
-def _measured(order: Order, examples: Examples, limit: int) -> Examples:
-    """The records that are evaluated: every one to forget, and a seeded sample of the others."""
+def _samples(bench: Workbench) -> dict[str, Sample]:
+    """What is looked at: every record to forget, and a seeded sample of each other set."""
+    order, limit = bench.order, bench.settings.evaluation_records
+    sets = {name: order.records(name) for name in order.datasets}
+    sets |= {f"{HISTORY}{job_id}": found for job_id in order.earlier if (found := order.earlier_records(job_id))}
     return {
-        name: found if name == "forget" else sample_examples(found, limit, order.seed)
-        for name, found in examples.items()
+        name: sample(records, len(records) if name == "forget" else limit, order.seed)
+        for name, records in sets.items()
     }
 
 
-def _train(bench: Workbench, model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Examples) -> Trained:
+def _request(bench: Workbench, folders: Mapping[str, Path], samples: Mapping[str, Sample], method: Method) -> Request:
+    """What is to be judged."""
+    order, settings = bench.order, bench.settings
+    return Request(
+        base=order.base_directory,
+        adapters=folders,
+        records={name: found.records for name, found in samples.items()},
+        policy=order.policy,
+        method=method,
+        seed=order.seed,
+        device=str(bench.device),
+        threads=bench.threads,
+        four_bit=settings.four_bit,
+        spread=settings.spread_model,
+    )
+
+
+def _train(
+    bench: Workbench, model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, method: Method
+) -> Trained:
     """Unlearn, from the newest checkpoint of an earlier attempt if there is one."""
     lease, order = bench.lease, bench.order
     store = CheckpointStore(lease.claim, order.datasets["forget"], storage(), vault())
@@ -170,7 +211,7 @@ def _train(bench: Workbench, model: PeftModel, tokenizer: PreTrainedTokenizerBas
         tokenizer,
         examples["forget"],
         examples["retain"],
-        order.method,
+        method,
         seed=order.seed,
         targets=order.policy.targets,
         watcher=watcher,
@@ -198,72 +239,60 @@ def _write_result(bench: Workbench, model: PeftModel) -> Path:
     return folder
 
 
-def _write_card(bench: Workbench, folder: Path, scores: Mapping[str, Scores], gate: Gate, training: Outcome) -> None:
-    order = bench.order
+def _write_card(bench: Workbench, folder: Path, judgement: Judgement, last: Tried) -> None:
+    order, scores = bench.order, judgement.scores
+    columns = {"before": "source", "after": "result", "base model alone": "base", "control": "control"}
     facts = packaging.CardFacts(
         job_id=order.job_id,
         base_model_name=order.base.name,
         revision=order.base.revision,
         adapter_name=order.adapter.name,
-        method=order.method,
-        training=training,
+        method=last.method,
+        training=last.trained.outcome,
         seed=order.seed,
         policy=order.policy,
         forget=packaging.SetFacts(order.datasets["forget"].id, order.datasets["forget"].records),
         retain=packaging.SetFacts(order.datasets["retain"].id, order.datasets["retain"].records),
-        gate=gate,
-        scores={"before": scores["source"], "after": scores["result"], "base model alone": scores["base"]},
+        gate=judgement.gate,
+        scores={title: scores[model] for title, model in columns.items() if model in scores},
+        not_tested=reporting.not_tested(judgement),
     )
     (folder / packaging.CARD_FILE).write_text(packaging.model_card(facts), encoding="utf-8", newline="\n")
 
 
 def _document(
     bench: Workbench,
-    scores: Mapping[str, Scores],
-    gate: Gate,
-    result_folder: Path,
-    trained: Trained,
+    judgement: Judgement,
+    samples: Mapping[str, Sample],
+    tries: list[Tried],
     warnings: list[str],
 ) -> EvaluationDocument:
-    order = bench.order
+    order, last = bench.order, tries[-1]
     return EvaluationDocument.model_validate(
         {
             "source_version": order.source.number,
-            "result_weights_sha256": file_sha256(result_folder / WEIGHTS_NAME),
-            "models": {
-                model: {name: reporting.means(found) for name, found in sets.items()}
-                for model, sets in scores.items()
-            },
-            "gate": asdict(gate),
+            "result_weights_sha256": file_sha256(bench.folder / "result" / WEIGHTS_NAME),
+            "models": reporting.models(judgement),
+            "records": reporting.records(judgement, samples),
+            "probes": [asdict(report) for report in judgement.probes],
+            "gate": asdict(judgement.gate),
             "policy": order.policy,
-            "method": order.method,
+            "method": last.method,
             "seed": order.seed,
             "sampled_to": bench.settings.evaluation_records,
             "environment": reporting.environment(bench.device, bench.threads, bench.settings),
             "durations": bench.progress.durations("preparing", "unlearning", "evaluating"),
-            "training": reporting.training(order, trained),
+            "training": reporting.training(last),
+            "tries": reporting.tries(tries),
             "warnings": warnings,
-            "not_tested": list(reporting.NOT_TESTED),
+            "not_tested": reporting.not_tested(judgement),
         }
     )
 
 
-def _warn(lease: Lease, warnings: list[str]) -> list[str]:
-    """Put warnings into the history, too."""
+def _warn(lease: Lease, order: Order, last: Tried, judgement: Judgement) -> list[str]:
+    """What a reader of the verdict should know; put into the history, too."""
+    warnings = reporting.missed_targets(order, last) + reporting.unknown_records(judgement)
     for warning in warnings:
         lease.warn(warning)
     return warnings
-
-
-def _explain(error: Exception) -> JobError | None:
-    """What a caller is told of an expected error; None for any other."""
-    if isinstance(error, MemoryError) or is_out_of_memory(error):
-        return JobError("out_of_memory", OUT_OF_MEMORY)
-    if isinstance(error, LibraryMissing):
-        return JobError("library_missing", str(error))
-    if isinstance(error, ModelError):
-        # Its text may name a folder of this machine.
-        return JobError("model_unusable", "the base model cannot be loaded on the worker")
-    codes = {AdapterError: "adapter_unusable", EncodingError: "record_unusable", UnlearningError: "unlearning_failed"}
-    code = next((code for kind, code in codes.items() if isinstance(error, kind)), None)
-    return JobError(code, str(error)) if code else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,44 +12,58 @@ from sqlalchemy.orm import Session
 from app.adapters.archive import file_sha256
 from app.adapters.service import WEIGHTS_NAME
 from app.adapters.tables import Adapter, AdapterVersion
+from app.attestations.tables import Attestation
+from app.audit.chain import document_digest
+from app.audit.record import append
 from app.datasets.tables import Dataset
 from app.evaluations.schemas import EvaluationDocument
 from app.evaluations.tables import EvaluationRow
 from app.kit.ids import new_id
 from app.kit.storage import Storage
 from worker import packaging
+from worker.attesting import attest
 from worker.database import new_session
+from worker.errors import JobError
 from worker.housekeeping import shred_unless_needed
 from worker.lease import Lease
-from worker.order import JobError, Order
+from worker.order import Order
 
 
 def store_evaluation(lease: Lease, document: EvaluationDocument) -> None:
     """Store an evaluation under the attempt that made it. Raises Fenced when the hold is lost."""
     held = lease.claim
+    row = EvaluationRow(
+        id=new_id("ev"),
+        tenant_id=held.tenant_id,
+        run_id=held.run_id,
+        attempt=held.attempt,
+        document=document.model_dump(mode="json"),
+    )
+    data = {
+        "run": held.run_id,
+        "attempt": held.attempt,
+        "verdict": document.gate.verdict,
+        "sha256": document_digest(row.document),
+    }
     lease.store(
-        EvaluationRow(
-            id=new_id("ev"),
-            tenant_id=held.tenant_id,
-            run_id=held.run_id,
-            attempt=held.attempt,
-            document=document.model_dump(mode="json"),
-        )
+        row, with_it=lambda session: append(session, held.tenant_id, "evaluation.stored", "evaluation", row.id, data)
     )
 
 
 def register(lease: Lease, order: Order, folder: Path, storage: Storage) -> None:
-    """Release the adapter in `folder`: one transaction makes it the head, supersedes its source and ends the job.
+    """Release the adapter in `folder`: it is attested, then one transaction makes it the head and ends the job.
 
     Raises:
         Fenced: the hold is lost; nothing was released.
+        JobError: the worker has no key to sign with, or the adapter has another head by now.
     """
+    attestation = attest(lease.claim, order, folder)
     version = _store(lease, order, folder, storage)
     try:
         lease.end(
             "succeeded",
             f"released as version {version.number}",
-            with_it=lambda session: _release(session, order, version),
+            with_it=lambda session: _release(session, order, version, attestation),
             verdict="passed",
             result_version=version.number,
         )
@@ -91,7 +106,7 @@ def _store(lease: Lease, order: Order, folder: Path, storage: Storage) -> Adapte
     )
 
 
-def _release(session: Session, order: Order, version: AdapterVersion) -> None:
+def _release(session: Session, order: Order, version: AdapterVersion, attestation: Attestation) -> None:
     # The dataset first, as whoever accepts a job does, and the adapter without excluding foreign keys to it: in the
     # other order the two would wait for each other.
     dataset_id = order.datasets["forget"].id
@@ -101,11 +116,38 @@ def _release(session: Session, order: Order, version: AdapterVersion) -> None:
     if adapter.head != order.source.number:
         raise JobError("head_moved", "the adapter got a new version during the run; retry the job")
     session.add(version)
+    session.flush()
+    attestation.version_id = version.id
+    session.add(attestation)
     adapter.head = version.number
     session.execute(
         update(AdapterVersion)
         .where(AdapterVersion.id == order.source.id)
         .values(status="superseded", superseded_at=func.now())
     )
+    _record_release(session, order, version, attestation)
     # The job itself has ended within this transaction, so that only others count.
     shred_unless_needed(session, dataset_id)
+
+
+def _record_release(session: Session, order: Order, version: AdapterVersion, attestation: Attestation) -> None:
+    source = order.source
+    released = {
+        "adapter": version.adapter_id,
+        "number": version.number,
+        "run": version.run_id,
+        "source": source.id,
+        "weights_sha256": version.weights_sha256,
+        "archive_sha256": version.archive_sha256,
+    }
+    superseded = {"adapter": version.adapter_id, "number": source.number, "by": version.id}
+    tenant_id = version.tenant_id
+    append(session, tenant_id, "adapter.version_released", "adapter_version", version.id, released)
+    append(session, tenant_id, "adapter.version_superseded", "adapter_version", source.id, superseded)
+    signed = {
+        "job": attestation.job_id,
+        "version": version.id,
+        "key": attestation.key_id,
+        "sha256": hashlib.sha256(attestation.envelope.encode()).hexdigest(),
+    }
+    append(session, tenant_id, "attestation.signed", "attestation", attestation.id, signed)

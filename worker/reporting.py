@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 
 import torch
 
-from app.methods import StopAtTargets
+from app.methods import Method, ProbeName, StopAtTargets
 from app.settings import Settings
+from worker.evaluation.battery.history import PREFIX as HISTORY
+from worker.evaluation.checks import Gate
 from worker.evaluation.evaluate import SetScores
-from worker.evaluation.gate import Gate, judge
-from worker.order import Order
+from worker.evaluation.judgement import Judgement
+from worker.order import Order, Sample
 from worker.unlearning.loop import Outcome
 from worker.unlearning.probe import Probe
 
-NOT_TESTED = (
-    "whether further fine-tuning, on kept or on forgotten records, brings the forgotten ones back",
-    "paraphrased, translated, reversed or few-shot prompts, and sampled instead of greedy answers",
-    "membership inference",
-    "quantised or merged weights",
+# Where a probe did not look, what remains unknown; and what no probe looks at.
+UNTESTED: dict[ProbeName, str] = {
+    "rephrasing": "rephrased, completed and few-shot questions, and instructions put in front",
+    "membership": "membership inference",
+    "quantization": "rounded or merged weights",
+    "integrity": "the files' structure",
+    "history": "what earlier requests had removed",
+    "resurfacing": "whether further fine-tuning on kept records brings the forgotten ones back",
+    "sampling": "sampled instead of greedy answers",
+    "relearning": "whether fine-tuning on some of the forgotten records brings the others back",
+}
+NEVER_TESTED = (
+    "translated questions, and questions that need several steps",
+    "copies of the source adapter, merged checkpoints and training data elsewhere",
 )
 
 
@@ -33,6 +44,28 @@ class Trained:
     resumed: bool
 
 
+@dataclass
+class Tried:
+    """One training of a run, and how the gate took it.
+
+    Attributes:
+        next_change: what the next try made stronger; empty for the last one.
+    """
+
+    method: Method
+    trained: Trained
+    gate: Gate
+    next_change: str = ""
+
+
+def models(judgement: Judgement) -> dict[str, dict[str, dict[str, float]]]:
+    """Means by model and set, without the sets of earlier requests, which their probe reports."""
+    return {
+        model: {name: means(scores) for name, scores in sets.items() if not name.startswith(HISTORY)}
+        for model, sets in judgement.scores.items()
+    }
+
+
 def means(scores: SetScores) -> dict[str, float]:
     """Without the scores of single records."""
     fields = asdict(scores)
@@ -40,18 +73,62 @@ def means(scores: SetScores) -> dict[str, float]:
     return fields
 
 
-def training(order: Order, trained: Trained) -> dict[str, object]:
+def records(judgement: Judgement, samples: Mapping[str, Sample]) -> dict[str, list[dict[str, object]]]:
+    """Single records by set, under every model."""
+    return {
+        name: _rows({model: sets[name] for model, sets in judgement.scores.items()}, found.lines)
+        for name, found in samples.items()
+        if not name.startswith(HISTORY)
+    }
+
+
+def _rows(of_models: Mapping[str, SetScores], lines: Sequence[int]) -> list[dict[str, object]]:
+    rows: dict[int, dict[str, object]] = {}
+    for model, scores in of_models.items():
+        for found in scores.per_record:
+            row = rows.setdefault(found.record, {"record": lines[found.record]})
+            row[model] = {
+                "probability": found.probability,
+                "nll": found.nll,
+                "extraction_strength": found.extraction_strength,
+            }
+    return [rows[record] for record in sorted(rows)]
+
+
+def tries(made: Sequence[Tried]) -> list[dict[str, object]]:
     """The section of that name."""
-    outcome = trained.outcome
+    changes = ["", *(tried.next_change for tried in made)]
+    return [
+        {
+            "number": number,
+            "change": change,
+            "method": tried.method,
+            "steps": tried.trained.outcome.steps,
+            "verdict": tried.gate.verdict,
+            "missed": [check.name for check in tried.gate.checks if not check.passed],
+        }
+        for number, (change, tried) in enumerate(zip(changes, made, strict=False), start=1)
+    ]
+
+
+def not_tested(judgement: Judgement) -> list[str]:
+    """What the verdict says nothing about."""
+    looked = {report.name for report in judgement.probes if report.measured}
+    return [words for name, words in UNTESTED.items() if name not in looked] + list(NEVER_TESTED)
+
+
+def training(last: Tried) -> dict[str, object]:
+    """The section of that name."""
+    outcome = last.trained.outcome
     return {
         "steps": outcome.steps,
         "kept_step": outcome.kept_step,
-        "most_steps": order.method.steps,
+        "most_steps": last.method.steps,
         "reason": outcome.reason,
         "explanation": outcome.explanation,
         "micro_batch_size": outcome.micro_batch_size,
         "passes": outcome.passes,
-        "resumed": trained.resumed,
+        "resumed": last.trained.resumed,
         "probes": [_probe(probe) for probe in outcome.probes],
     }
 
@@ -81,9 +158,10 @@ def environment(device: torch.device, threads: int, settings: Settings) -> dict[
     }
 
 
-def missed_targets(order: Order, outcome: Outcome) -> list[str]:
+def missed_targets(order: Order, last: Tried) -> list[str]:
     """That training could not get to where it was to stop."""
-    if not isinstance(order.method.stop, StopAtTargets) or outcome.reason == "targets_met":
+    outcome = last.trained.outcome
+    if not isinstance(last.method.stop, StopAtTargets) or outcome.reason == "targets_met":
         return []
     kept = next((probe for probe in outcome.probes if probe.step == outcome.kept_step), None)
     if kept is None:
@@ -98,15 +176,14 @@ def missed_targets(order: Order, outcome: Outcome) -> list[str]:
     ]
 
 
-def unknown_records(order: Order, source: Mapping[str, SetScores]) -> list[str]:
+def unknown_records(judgement: Judgement) -> list[str]:
     """What a verdict does not say: records that the source never showed cannot be seen to be forgotten."""
-    known = judge(order.policy, source, source)
-    if any(check.name.startswith("forget_") and not check.passed for check in known.checks):
+    if judgement.known_before:
         return []
     return [
         f"before unlearning the adapter did not show these records (answer probability "
-        f"{source['forget'].probability:.3f}), so that passing the gate says little; check that the prompts are "
-        "written as in training"
+        f"{judgement.scores['source']['forget'].probability:.3f}), so that passing the gate says little; check that "
+        "the prompts are written as in training"
     ]
 
 

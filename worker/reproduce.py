@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from worker.evaluation.evaluate import SetScores, evaluate_model
-from worker.evaluation.metrics import greedy_answers
+from worker.evaluation.generation import greedy_answers
 from worker.packaging import ARCHIVE_FILES
 from worker.unlearning.encoding import EncodingError, Example, encode_records
 from worker.unlearning.lora import known_peft_warnings

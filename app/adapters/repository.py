@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters.tables import Adapter, AdapterVersion
+from app.audit.record import append
 from app.base_models.tables import BaseModelRow
 from app.kit.db import on_rollback
 from app.kit.pagination import newest_first, split_page
@@ -18,6 +19,7 @@ class AdapterRepository:
 
     def __init__(self, session: AsyncSession, tenant_id: str) -> None:
         self._session = session
+        self._tenant_id = tenant_id
         self._mine = select(Adapter).where(Adapter.tenant_id == tenant_id)
         self._versions = select(AdapterVersion).where(AdapterVersion.tenant_id == tenant_id)
         self._bases = select(BaseModelRow.id, BaseModelRow.name).where(BaseModelRow.tenant_id == tenant_id)
@@ -62,3 +64,11 @@ class AdapterRepository:
         await self._session.flush()
         self._session.add(version)
         await self._session.flush()
+        data = {
+            "base_model": adapter.base_model_id,
+            "version": version.id,
+            "number": version.number,
+            "weights_sha256": version.weights_sha256,
+            "archive_sha256": version.archive_sha256,
+        }
+        append(self._session.sync_session, self._tenant_id, "adapter.registered", "adapter", adapter.id, data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.audit.record import append
 from app.auth.keys import key_hash, new_key
 from app.auth.tables import ApiKey, Tenant
 from app.kit.db import make_engine
@@ -35,6 +36,7 @@ def ensure_first_key(settings: Settings) -> str | None:
 
 def add_key(session: Session, tenant_id: str, name: str, pepper: bytes) -> str:
     """Store a new key's hash and return the key."""
-    key = new_key()
-    session.add(ApiKey(id=new_id("key"), tenant_id=tenant_id, name=name, hash=key_hash(key, pepper)))
+    key, key_id = new_key(), new_id("key")
+    session.add(ApiKey(id=key_id, tenant_id=tenant_id, name=name, hash=key_hash(key, pepper)))
+    append(session, tenant_id, "api_key.created", "api_key", key_id)
     return key

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.audit.record import append
 from app.base_models.tables import BaseModelRow
 from app.kit.pagination import newest_first, split_page
 
@@ -14,6 +15,7 @@ class BaseModelRepository:
 
     def __init__(self, session: AsyncSession, tenant_id: str) -> None:
         self._session = session
+        self._tenant_id = tenant_id
         self._mine = select(BaseModelRow).where(BaseModelRow.tenant_id == tenant_id)
 
     async def by_name(self, name: str) -> BaseModelRow | None:
@@ -33,3 +35,5 @@ class BaseModelRepository:
         """Store a new one. Raises IntegrityError when the name is taken."""
         self._session.add(row)
         await self._session.flush()
+        data = {"digest": row.digest, "parameters": row.parameters}
+        append(self._session.sync_session, self._tenant_id, "base_model.registered", "base_model", row.id, data)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app import outbox
 from app.adapters.tables import Adapter
+from app.audit.record import append
 from app.datasets import purging
 from app.datasets.tables import Dataset
 from app.jobs.tables import UnlearnJob
@@ -46,14 +46,15 @@ class DatasetRepository:
         mine = select(Adapter.name).where(Adapter.tenant_id == self._tenant_id, purging.is_default(dataset_id))
         return await self._session.scalar(mine.limit(1))
 
-    async def add(self, dataset: Dataset, undo: Callable[[], None]) -> None:
-        """Store a new one; `undo` is called should the transaction fail."""
+    async def add(self, dataset: Dataset, digest: str, undo: Callable[[], None]) -> None:
+        """Store a new one, which the audit chain names by `digest`; `undo` is called should the transaction fail."""
         on_rollback(self._session, undo)
         self._session.add(dataset)
         await self._session.flush()
         await self._session.refresh(dataset)
+        data = {"purpose": dataset.purpose, "records": dataset.records, "bytes": dataset.size, "digest": digest}
+        append(self._session.sync_session, self._tenant_id, "dataset.created", "dataset", dataset.id, data)
 
     async def shred(self, dataset: Dataset) -> None:
         """Destroy the data key, and have the blobs removed once that is committed."""
-        await self._session.execute(purging.shred(dataset.id))
-        await self._session.execute(outbox.delete_blobs(dataset.id))
+        await self._session.run_sync(purging.shred, dataset.id)

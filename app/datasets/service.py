@@ -9,7 +9,7 @@ from typing import cast
 from anyio import to_thread
 from sqlalchemy import func
 
-from app.datasets.intake import Intake, Limits, Stored, salt_of
+from app.datasets.intake import Intake, Limits, Stored, salt_of, salted_digest
 from app.datasets.records import Record, to_line
 from app.datasets.repository import DatasetRepository
 from app.datasets.schemas import DatasetRead, Purpose
@@ -84,8 +84,10 @@ class DatasetService:
 
     def _intake(self) -> Intake:
         limits = Limits(self._settings.max_record_bytes, self._settings.max_records)
-        salt = salt_of(self._tenant_id, self._settings.pepper)
-        return Intake(self._storage, self._settings.key_ring, self._tenant_id, salt, limits)
+        return Intake(self._storage, self._settings.key_ring, self._tenant_id, self._salt(), limits)
+
+    def _salt(self) -> bytes:
+        return salt_of(self._tenant_id, self._settings.pepper)
 
     async def _register(self, purpose: Purpose, stored: Stored) -> Dataset:
         dataset = Dataset(
@@ -101,7 +103,8 @@ class DatasetService:
             wrapped_key=stored.wrapped.ciphertext,
             purge_at=func.now() + timedelta(days=self._settings.dataset_retention_days),
         )
-        await self._repository.add(dataset, undo=lambda: self.vault.delete_blobs(dataset))
+        digest = salted_digest(stored.sha256, self._salt())
+        await self._repository.add(dataset, digest, undo=lambda: self.vault.delete_blobs(dataset))
         return dataset
 
 

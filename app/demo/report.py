@@ -87,3 +87,9 @@ def show_place(console: Console, archive: Path, folder: Path, files: DemoFiles) 
         f'model = PeftModel.from_pretrained(base, "{folder}")',
     )
     console.print(Text("\n".join(f"    {line}" for line in lines)))
+
+
+def show_proof(console: Console, page: Path, archive: Path, keys: Path) -> None:
+    """Where the report lies, and how to check the release again without the service."""
+    console.print(f"\nThe report, for a browser or a printer: {page}\n\nVerify the release offline:\n")
+    console.print(Text(f"    lethe verify {archive} --keys {keys}"), soft_wrap=True)

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from app.attestations.verify import VerificationError, read_keys, verify_archive
 from app.client import ApiError, ClientError, Job, LetheClient
 from app.commands.progress import follow
 from app.demo import report
@@ -53,6 +54,16 @@ class Demo:
         """The released archive as downloaded."""
         return self._data_dir / "result" / f"{self._adapter}.tar.gz"
 
+    @property
+    def report(self) -> Path:
+        """The job's evaluation as a page."""
+        return self._data_dir / "result" / f"{self._adapter}.html"
+
+    @property
+    def keys(self) -> Path:
+        """The keys that attestations are verified with."""
+        return self._data_dir / "result" / "keys.json"
+
     def run(self, *, keep: bool) -> None:
         """Everything; raises DemoError, ClientError or EmbeddedError where it does not hold."""
         self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -61,8 +72,9 @@ class Demo:
                 body = self._prepare(client)
             job = self._unlearn(client, body)
             evaluation = client.evaluation(job.id)
-            with self._phase("download, check sha256, unpack"):
+            with self._phase("download adapter, report and keys, verify the attestation, unpack"):
                 self._fetch(client, job)
+                self._prove(client, job)
             self._verify(evaluation)
             if keep:
                 self._hold()
@@ -124,6 +136,17 @@ class Demo:
         with tarfile.open(self.archive, "r:gz") as archive:
             archive.extractall(self.result_folder, filter="data")
 
+    def _prove(self, client: LetheClient, job: Job) -> None:
+        """Saves report and keys, and checks the attestation as anybody could, offline."""
+        client.save_report(job.id, self.report)
+        client.save_keys(self.keys)
+        try:
+            with self.archive.open("rb") as archive:
+                proof = verify_archive(archive, read_keys(self.keys))
+        except VerificationError as error:
+            raise DemoError(f"the attestation does not hold: {error}") from error
+        self._say(proof.sentence())
+
     def _verify(self, evaluation: dict[str, Any]) -> None:
         """Measures again in fresh processes, shows everything, and compares with what the service says."""
         targets = (
@@ -140,6 +163,7 @@ class Demo:
         inside = {f"inside the job: {name}": seconds for name, seconds in evaluation["durations"].items()}
         report.show_times(self._console, self._times | inside)
         report.show_place(self._console, self.archive, self.result_folder, self._files)
+        report.show_proof(self._console, self.report, self.archive, self.keys)
         self._compare(largest_difference(evaluation, measured))
 
     def _compare(self, difference: float) -> None:

@@ -16,10 +16,11 @@ SECRET_BYTES = 32
 
 @dataclass(frozen=True)
 class Secrets:
-    """What encrypts the datasets and keys the digests; losing it loses the data."""
+    """What encrypts the datasets, keys the digests and signs attestations; losing it loses the data."""
 
     encryption_keys: str
     key_pepper: str
+    signing_key: str
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,18 @@ class DataDirectory:
             self._lock = None
 
     def secrets(self) -> Secrets:
-        """The service's keys, drawn at the first start."""
-        if not self.secrets_path.exists():
-            fresh = Secrets(encryption_keys=f"k1:{random_key()}", key_pepper=random_key())
-            write_private(self.secrets_path, json.dumps(asdict(fresh), indent=2) + "\n")
-        return Secrets(**json.loads(self.secrets_path.read_text()))
+        """The service's keys, drawn at the first start. A directory older than attestations gets its key now."""
+        if self.secrets_path.exists():
+            stored = json.loads(self.secrets_path.read_text())
+        else:
+            stored = {"encryption_keys": f"k1:{random_key()}", "key_pepper": random_key()}
+        if "signing_key" not in stored:
+            # Here and not above: client commands read this folder, too, and need no cryptography.
+            from app.kit.signing import PrivateKey
+
+            stored["signing_key"] = PrivateKey.generate().export()
+            write_private(self.secrets_path, json.dumps(stored, indent=2) + "\n")
+        return Secrets(**stored)
 
     def connection(self) -> Connection:
         """What the connection file says; nothing known without one."""

@@ -144,6 +144,7 @@ class Supervisor:
             "LETHE_MODEL_ROOTS": os.pathsep.join(str(root.resolve()) for root in self._options.model_roots),
             "LETHE_ENCRYPTION_KEYS": keys.encryption_keys,
             "LETHE_KEY_PEPPER": keys.key_pepper,
+            "LETHE_SIGNING_KEY": keys.signing_key,
             # Celery's advice against root concerns pickled messages, which ours never are.
             "PYTHONWARNINGS": "ignore:You're running the worker with superuser",
         }

@@ -7,9 +7,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.methods import Policy, StoredMethod
+from app.methods import Policy, ProbeName, StoredMethod
 
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Low = Annotated[float | None, Field(description="Lower end of the 95 % interval, where there is one.")]
+_High = Annotated[float | None, Field(description="Upper end of the 95 % interval, where there is one.")]
+ModelName = Literal["base", "source", "control", "result"]
 
 
 class SetScores(BaseModel):
@@ -44,6 +47,69 @@ class Models(BaseModel):
     base: Annotated[ModelScores, Field(description="The base model alone.")]
     source: Annotated[ModelScores, Field(description="The adapter before unlearning.")]
     result: Annotated[ModelScores, Field(description="The packaged adapter after unlearning, loaded afresh.")]
+    control: Annotated[
+        ModelScores | None, Field(description="An adapter that never saw the forget set, where the job names one.")
+    ] = None
+
+
+class RecordScore(BaseModel):
+    """Scores of one record under one model."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    probability: _Share
+    nll: Annotated[float, Field(ge=0)]
+    extraction_strength: _Share
+
+
+class RecordRow(BaseModel):
+    """One record under every model. Never its content."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    record: Annotated[int, Field(ge=1, description="Line of the record in the uploaded set, from 1.")]
+    base: RecordScore
+    source: RecordScore
+    result: RecordScore
+    control: RecordScore | None = None
+
+
+class Records(BaseModel):
+    """Single records, by set. Kept and held-out records may be a sample."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    forget: list[RecordRow]
+    retain: list[RecordRow]
+    holdout: list[RecordRow] | None = None
+
+
+class Measure(BaseModel):
+    """One number of a probe."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    model: ModelName
+    value: float
+    records: Annotated[int, Field(description="Sample size.")]
+    low: _Low = None
+    high: _High = None
+    detail: Annotated[str, Field(description="Which variant, such as a form of the question.")] = ""
+
+
+class ProbeReport(BaseModel):
+    """What one probe of the battery found."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: ProbeName
+    title: Annotated[str, Field(description="What it asks.")]
+    cost: Literal["seconds", "minutes", "long"]
+    measured: Annotated[bool, Field(description="False where it did not apply; the note says why.")]
+    note: str
+    seconds: float
+    measures: list[Measure]
 
 
 class Check(BaseModel):
@@ -51,6 +117,7 @@ class Check(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    probe: Annotated[ProbeName, Field(description="Who measured.")] = "recall"
     name: str
     description: str
     value: float | None
@@ -59,6 +126,8 @@ class Check(BaseModel):
     margin: Annotated[float | None, Field(description="Distance to the limit, positive inside.")]
     records: Annotated[int, Field(description="Sample size behind the value.")]
     passed: bool
+    low: _Low = None
+    high: _High = None
 
 
 class Gate(BaseModel):
@@ -116,6 +185,19 @@ class Training(BaseModel):
     probes: list[Probe]
 
 
+class Try(BaseModel):
+    """One training of a run and how the gate took it. A policy may allow several, each stronger than the last."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    number: Annotated[int, Field(ge=1)]
+    change: Annotated[str, Field(description="What was made stronger; empty for the first.")]
+    method: StoredMethod
+    steps: int
+    verdict: Literal["passed", "failed"]
+    missed: Annotated[list[str], Field(description="Names of the checks that failed.")]
+
+
 class Durations(BaseModel):
     """Seconds that each phase took."""
 
@@ -142,6 +224,9 @@ class EvaluationDocument(BaseModel):
     environment: Environment
     durations: Durations
     training: Annotated[Training | None, Field(description="Null before version 0.2.")] = None
+    probes: Annotated[list[ProbeReport], Field(description="Empty before version 0.3.")] = []
+    records: Annotated[Records | None, Field(description="Null before version 0.3.")] = None
+    tries: Annotated[list[Try], Field(description="Every training of the run, the last one's result is judged.")] = []
     warnings: Annotated[list[str], Field(description="What a reader of the verdict should know.")]
     not_tested: Annotated[list[str], Field(description="What this evaluation says nothing about.")]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import HTMLResponse
 
 from app.adapters.endpoints import archive_response
 from app.adapters.repository import AdapterRepository
@@ -14,6 +16,7 @@ from app.datasets.endpoints import dataset_service
 from app.datasets.repository import DatasetRepository
 from app.datasets.service import DatasetService
 from app.dependencies import SessionDep, SettingsDep, StorageDep, TenantDep
+from app.evaluations.report import HEADERS, HTML, prefers_html, report
 from app.evaluations.schemas import EvaluationRead
 from app.jobs.present import present, present_event
 from app.jobs.repository import JobRepository
@@ -136,15 +139,31 @@ async def events(
     return Page(data=[present_event(row) for row in rows], has_more=more, next_cursor=following)
 
 
-@router.get("/{job_id}/evaluation", operation_id="get_unlearn_job_evaluation", responses=_CHANGE)
-async def evaluation(job_id: str, service: ServiceDep, session: SessionDep, tenant: TenantDep) -> EvaluationRead:
-    """What was measured before and after, and the gate's verdict. 409 until there is one."""
-    job, run, *_ = await service.get(job_id)
+@router.get(
+    "/{job_id}/evaluation",
+    operation_id="get_unlearn_job_evaluation",
+    response_model=EvaluationRead,
+    responses={200: {"content": {HTML: {"schema": {"type": "string"}}}}, **_CHANGE},
+)
+async def evaluation(
+    job_id: str, request: Request, response: Response, service: ServiceDep, session: SessionDep, tenant: TenantDep
+) -> EvaluationRead | Response:
+    """What was measured before and after, and the gate's verdict. 409 until there is one.
+
+    `Accept: text/html` asks for the report with plots.
+    """
+    found = await service.get(job_id)
+    job, run, *_ = found
     row = await JobRepository(session, tenant).evaluation(run.id)
     if row is None or row.attempt != run.attempt or job.status == "queued":
         raise Conflict(f"the job is {job.status} and has not been evaluated")
     about = {"job": job_id, "run_id": run.id, "attempt": row.attempt, "created_at": row.created_at}
-    return EvaluationRead.model_validate(row.document | about)
+    measured = EvaluationRead.model_validate(row.document | about)
+    if prefers_html(",".join(request.headers.getlist("accept"))):
+        page = await to_thread.run_sync(report, measured, present(found))
+        return HTMLResponse(page, headers=HEADERS)
+    response.headers["Vary"] = HEADERS["Vary"]
+    return measured
 
 
 @router.get(
@@ -166,7 +185,7 @@ async def adapter(
     storage: StorageDep,
 ) -> Response:
     """The unlearned adapter. 409 with the current state until it is released."""
-    job, _, name, _ = await service.get(job_id)
+    job, _, name, *_ = await service.get(job_id)
     if job.result_version is None:
         raise Conflict(f"the job is {job.status}; its adapter is released when it has succeeded")
     version = await AdapterRepository(session, tenant).version(job.adapter_id, job.result_version)

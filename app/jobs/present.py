@@ -9,7 +9,7 @@ from app.jobs.tables import JobEvent, Run
 
 def present(row: JobRow) -> JobRead:
     """A job as it is shown."""
-    job, run, adapter, position = row
+    job, run, adapter, position, control = row
     return JobRead.model_validate(
         {
             "id": job.id,
@@ -24,6 +24,7 @@ def present(row: JobRow) -> JobRead:
             "forget_set": job.forget_set_id,
             "retain_set": job.retain_set_id,
             "holdout_set": job.holdout_set_id,
+            "control": control,
             "method": job.method,
             "policy": job.policy,
             "seed": job.seed,

@@ -9,12 +9,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from app.adapters.tables import Adapter
+from app.adapters.tables import Adapter, AdapterVersion
+from app.audit.actions import Action
+from app.audit.record import append
 from app.evaluations.tables import EvaluationRow
 from app.jobs.tables import JobEvent, Run, UnlearnJob
 from app.kit.pagination import newest_first, split_page
 
-JobRow = Row[UnlearnJob, Run, str, int | None]
+JobRow = Row[UnlearnJob, Run, str, int | None, str | None]
 
 
 class JobRepository:
@@ -24,8 +26,8 @@ class JobRepository:
         self._session = session
         self._tenant_id = tenant_id
 
-    def _jobs(self) -> Select[UnlearnJob, Run, str, int | None]:
-        """Job, run, adapter's name, place in the queue."""
+    def _jobs(self) -> Select[UnlearnJob, Run, str, int | None, str | None]:
+        """Job, run, adapter's name, place in the queue, and the control as name@version."""
         ahead = aliased(Run)
         # Counts runs of all tenants, since they share the workers; only the number leaves the service.
         position = (
@@ -33,8 +35,17 @@ class JobRepository:
             .where(ahead.status == "queued", tuple_(ahead.created_at, ahead.id) < tuple_(Run.created_at, Run.id))
             .scalar_subquery()
         )
+        of_control = aliased(Adapter)
+        control = (
+            select(func.concat(of_control.name, "@", AdapterVersion.number))
+            .select_from(AdapterVersion)
+            .join(of_control, of_control.id == AdapterVersion.adapter_id)
+            .where(AdapterVersion.id == UnlearnJob.control_version_id)
+            .correlate(UnlearnJob)
+            .scalar_subquery()
+        )
         return (
-            select(UnlearnJob, Run, Adapter.name, position)
+            select(UnlearnJob, Run, Adapter.name, position, control)
             .join(Run, Run.id == UnlearnJob.run_id)
             .join(Adapter, Adapter.id == UnlearnJob.adapter_id)
             .where(UnlearnJob.tenant_id == self._tenant_id)
@@ -89,6 +100,10 @@ class JobRepository:
     async def change(self, transition: ReturningUpdate[Run]) -> bool:
         """Apply a transition of app.jobs.transitions; tells whether the run was in the state that it expects."""
         return (await self._session.scalars(transition)).one_or_none() is not None
+
+    def record(self, action: Action, job_id: str, **data: object) -> None:
+        """Have the audit chain say so once the transaction commits."""
+        append(self._session.sync_session, self._tenant_id, action, "unlearn_job", job_id, data)
 
     async def execute(self, *statements: Executable) -> None:
         """Run statements that follow a transition, in its transaction."""

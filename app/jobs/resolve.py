@@ -10,38 +10,47 @@ from pydantic import ValidationError
 
 from app.jobs.schemas import JobCreate
 from app.kit.problems import FieldError, Invalid, invalid_field, invalid_fields
-from app.methods import POLICIES, Policy
+from app.methods import DEFAULT_POLICY, POLICIES, Policy
 
 _TRAINING = "training_"
 _LOWER_IS_STRICTER = "max_"
+_FREE = ("max_attempts",)  # more or fewer trainings make a verdict neither stricter nor looser
+_OWN = ("version", "description")
+TIGHTENED = ".tightened"
 
 
 def policy(wanted: str | dict[str, Any]) -> Policy:
-    """The policy of that name, or the default with thresholds tightened.
+    """The policy of that name, or one with thresholds tightened and probes added.
 
     Raises:
-        Invalid: an unknown name or threshold, or one that is looser than the default's.
+        Invalid: an unknown name or threshold, or one that is looser than the named policy's.
     """
     if isinstance(wanted, str):
-        if wanted not in POLICIES:
-            raise invalid_field("/policy", f"no such policy; there are {', '.join(POLICIES)} (GET /policies)")
-        return POLICIES[wanted]
-    base = POLICIES["default"]
-    if {"name", "version"} & set(wanted):
-        raise invalid_field("/policy", "give thresholds only; a tightened policy is named by the service")
+        return _named(wanted, "/policy")
+    name = wanted.get("name", DEFAULT_POLICY.name)
+    base = _named(name, "/policy/name")
+    changes = {key: value for key, value in wanted.items() if key != "name"}
+    if not changes:
+        return base
+    own = [FieldError(f"/policy/{key}", "is the service's to give") for key in _OWN if key in changes]
+    if own:
+        raise invalid_fields(own)
     try:
-        tightened = Policy.model_validate({**base.model_dump(), **wanted, "name": "default.tightened"})
+        tightened = Policy.model_validate({**base.model_dump(), **changes, "name": f"{base.name}{TIGHTENED}"})
     except ValidationError as error:
         items = error.errors(include_input=False, include_url=False)
         errors = [FieldError(f"/policy/{'/'.join(map(str, item['loc']))}", str(item["msg"])) for item in items]
         raise invalid_fields(errors) from None
-    loosened = [name for name in wanted if _looser(name, getattr(tightened, name), getattr(base, name))]
+    loosened = [FieldError(f"/policy/{key}", why) for key in changes if (why := _looser(key, tightened, base))]
     if loosened:
-        details = [
-            FieldError(f"/policy/{name}", f"may only be stricter than {getattr(base, name)}") for name in loosened
-        ]
-        raise invalid_fields(details)
+        raise invalid_fields(loosened)
     return tightened
+
+
+def _named(name: object, pointer: str) -> Policy:
+    if not isinstance(name, str) or name not in POLICIES:
+        raise invalid_field(pointer, f"no such policy; there are {', '.join(POLICIES)} (GET /policies)")
+    return POLICIES[name]
 
 
 def request_digest(request: JobCreate, pepper: bytes) -> bytes:
@@ -55,5 +64,17 @@ def request_digest(request: JobCreate, pepper: bytes) -> bytes:
     return hashlib.blake2b(canonical, key=pepper[:64], digest_size=32).digest()
 
 
-def _looser(name: str, value: float, limit: float) -> bool:
-    return value > limit if name.removeprefix(_TRAINING).startswith(_LOWER_IS_STRICTER) else value < limit
+def _looser(key: str, wanted: Policy, base: Policy) -> str | None:
+    """Why a change would make the policy looser, or None where it does not."""
+    if key in _FREE:
+        return None
+    if key == "probes":
+        missing = [probe for probe in base.probes if probe not in wanted.probes]
+        return f"may only be added to; {', '.join(missing)} missing" if missing else None
+    value, limit = getattr(wanted, key), getattr(base, key)
+    if limit is None:
+        return None
+    stricter = value is not None and (
+        value <= limit if key.removeprefix(_TRAINING).startswith(_LOWER_IS_STRICTER) else value >= limit
+    )
+    return None if stricter else f"may only be stricter than {limit}"

@@ -59,12 +59,25 @@ class JobCreate(BaseModel):
     holdout_set: Annotated[_DatasetId | None, Field(description="Look-alike records that were never trained on.")] = (
         None
     )
+    control: Annotated[
+        str | None,
+        Field(
+            max_length=140,
+            pattern=r"^[^@]+(@[1-9][0-9]{0,8})?$",
+            description="An adapter that was trained alike but never on the forget set: its name, or name@version. "
+            "It takes the place of the base model alone as the measure of never having seen the records.",
+        ),
+    ] = None
     method: Annotated[MethodRequest, Field(description="GET /methods shows every knob; defaults are right.")] = (
         BlurRequest()
     )
     policy: Annotated[
         str | dict[str, Any],
-        Field(description='"default", or thresholds that tighten it; GET /policies shows them.', max_length=64),
+        Field(
+            description='A name such as "default", or {"name": ..., thresholds that tighten it, probes to add, '
+            "max_attempts}; GET /policies shows them.",
+            max_length=64,
+        ),
     ] = "default"
     seed: Annotated[int | None, Field(ge=0, lt=2**31, description="Drawn when left out, and always shown.")] = None
     subject_request_id: Annotated[Text, Field(min_length=1, max_length=256)] | None = None
@@ -110,6 +123,7 @@ class JobRead(BaseModel):
     forget_set: str
     retain_set: str
     holdout_set: str | None
+    control: Annotated[str | None, Field(description="name@version")] = None
     method: StoredMethod
     policy: Policy
     seed: int

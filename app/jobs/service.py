@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app import outbox
 from app.adapters.repository import AdapterRepository
-from app.adapters.tables import Adapter
+from app.adapters.tables import Adapter, AdapterVersion
 from app.datasets.records import Record, RecordError, validate_record
 from app.datasets.repository import DatasetRepository
 from app.datasets.schemas import Purpose
@@ -75,6 +75,7 @@ class JobService:
         if adapter is None:
             raise invalid_field("/adapter", "no adapter of this name is registered; GET /adapters lists them")
         policy = resolve.policy(request.policy)
+        control = await self._control(request.control, adapter)
         sets = await self._sets(request, adapter)
         requested_at = request.requested_at or datetime.now(UTC)
         run = Run(id=new_id("run"), tenant_id=self._tenant_id, adapter_id=adapter.id)
@@ -86,6 +87,7 @@ class JobService:
             forget_set_id=sets.forget.id,
             retain_set_id=sets.retain.id,
             holdout_set_id=sets.holdout.id if sets.holdout else None,
+            control_version_id=control.id if control else None,
             method=request.method.resolve(sets.forget.records).model_dump(),
             policy=policy.model_dump(),
             seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
@@ -119,11 +121,14 @@ class JobService:
             if await self._jobs.change(transitions.cancel_queued(run.id)):
                 follow = transitions.follow(run.id, "cancelled")
                 await self._jobs.execute(follow, self._event(job, "cancelled before it was started"))
+                self._jobs.record("job.cancel_requested", job.id, run=run.id)
+                self._jobs.record("job.status", job.id, status="cancelled", run=run.id)
                 if run.attempt:  # a worker had it before
                     await self._jobs.execute(outbox.delete_checkpoints(run.id))
                 return
             if await self._jobs.change(transitions.request_cancel(run.id)):
                 await self._jobs.execute(self._event(job, "cancelling was asked for"))
+                self._jobs.record("job.cancel_requested", job.id, run=run.id)
                 return
         job, *_ = await self.get(job_id)
         raise Conflict(f"the job has ended ({job.status}); there is nothing to cancel")
@@ -147,6 +152,8 @@ class JobService:
             self._event(job, "queued again"),
             outbox.execute_run(run.id),
         )
+        self._jobs.record("job.retried", job.id, run=run.id)
+        self._jobs.record("job.status", job.id, status="queued", run=run.id)
 
     async def _replay(self, key: str | None, digest: bytes) -> None:
         before = await self._jobs.by_idempotency_key(key) if key else None
@@ -168,6 +175,36 @@ class JobService:
                 headers={"Retry-After": "1"},
             ) from None
         await self._jobs.execute(self._event(job, "accepted"), outbox.execute_run(run.id))
+        self._jobs.record(
+            "job.accepted",
+            job.id,
+            run=run.id,
+            adapter=job.adapter_id,
+            forget_set=job.forget_set_id,
+            retain_set=job.retain_set_id,
+            holdout_set=job.holdout_set_id,
+            control=job.control_version_id,
+            method=job.method["type"],
+            policy={"name": job.policy["name"], "version": job.policy["version"]},
+            seed=job.seed,
+        )
+
+    async def _control(self, wanted: str | None, adapter: Adapter) -> AdapterVersion | None:
+        """The version that a job names as its control."""
+        if wanted is None:
+            return None
+        name, _, number = wanted.partition("@")
+        control = await self._adapters.by_name(name)
+        if control is None:
+            raise invalid_field("/control", "no adapter of this name is registered; GET /adapters lists them")
+        if control.id == adapter.id:
+            raise invalid_field("/control", "is the adapter itself, which has seen the records")
+        if control.base_model_id != adapter.base_model_id:
+            raise invalid_field("/control", "is on another base model")
+        version = await self._adapters.version(control.id, int(number or control.head))
+        if version is None or version.status == "purged":
+            raise invalid_field("/control", "has no such version; GET /adapters/{name}/versions lists them")
+        return version
 
     async def _sets(self, request: JobCreate, adapter: Adapter) -> _Sets:
         retain_set = request.retain_set or adapter.default_retain_set_id

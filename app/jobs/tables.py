@@ -80,6 +80,7 @@ class UnlearnJob(Base):
     forget_set_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
     retain_set_id: Mapped[str] = mapped_column(ForeignKey("datasets.id"))
     holdout_set_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
+    control_version_id: Mapped[str | None] = mapped_column(ForeignKey("adapter_versions.id"))
     method: Mapped[dict[str, Any]] = mapped_column(JSONB)
     policy: Mapped[dict[str, Any]] = mapped_column(JSONB)
     seed: Mapped[int] = mapped_column(BigInteger)

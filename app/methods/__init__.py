@@ -38,7 +38,7 @@ from app.methods.method import (
     WeightedSumMethod,
     WeightedSumRequest,
 )
-from app.methods.policy import DEFAULT_POLICY, POLICIES, Policy, Targets
+from app.methods.policy import DEFAULT_POLICY, POLICIES, PROBES, Policy, ProbeName, Targets
 from app.methods.stopping import STOP_RULES, StopAtSteps, StopAtTargets, StopRule
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "METHOD_REQUEST",
     "METHOD_REQUESTS",
     "POLICIES",
+    "PROBES",
     "RETAIN_LOSSES",
     "STOP_RULES",
     "STORED_METHOD",
@@ -68,6 +69,7 @@ __all__ = [
     "PduMethod",
     "PduRequest",
     "Policy",
+    "ProbeName",
     "RetainLoss",
     "RmuLoss",
     "SimNpoLoss",

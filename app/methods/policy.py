@@ -1,14 +1,30 @@
-"""What a result must reach."""
+"""What a result must reach: which probes look at it, and the limits that their numbers are held against."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
 from app.methods.fields import Strict
 
+ProbeName = Literal[
+    "recall",
+    "utility",
+    "rephrasing",
+    "membership",
+    "quantization",
+    "integrity",
+    "history",
+    "resurfacing",
+    "sampling",
+    "relearning",
+]
+PROBES: tuple[ProbeName, ...] = get_args(ProbeName)
+
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Limit = _Share | None
+_Nats = Annotated[float, Field(ge=0, le=100)] | None
 
 
 class Targets(Strict):
@@ -20,19 +36,63 @@ class Targets(Strict):
 
 
 class Policy(Strict):
-    """Acceptance thresholds of the gate. Metrics are means over records, in [0, 1] (docs/evaluation.md).
+    """Acceptance thresholds of the gate, and the probes that measure for them (docs/evaluation.md).
 
-    Absolute limits apply to the forget set after unlearning. Ratios compare the result with the source adapter.
-    The thresholds named ``training_`` do not gate: training stops where they hold, so they leave the gate a margin.
+    Metrics are means over records. Limits on the forget set hold for the result; where the reference (a control, else
+    the base model alone) shows more than the limit, its own value is the limit. Ratios compare the result with the
+    source. A limit of null is not judged: the number is measured and reported. The thresholds named ``training_`` do
+    not gate: training stops where they hold, so they leave the gate a margin.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._-]*$")] = "default"
     version: Annotated[int, Field(ge=1)] = 1
+    description: Annotated[str, Field(max_length=500)] = ""
+    probes: Annotated[
+        tuple[ProbeName, ...], Field(min_length=1, description="What is looked at. A job may add to it.")
+    ] = ("recall", "utility")
+    max_attempts: Annotated[
+        int,
+        Field(ge=1, le=4, description="Trainings in one run: each failed gate is followed by a stronger method."),
+    ] = 1
+
     max_forget_probability: _Share = 0.20
     max_forget_extraction_strength: _Share = 0.10
     max_forget_rouge_l_recall: _Share = 0.45
+    max_forget_nll_excess: Annotated[
+        _Nats, Field(description="NLL of the forget set beyond the reference's, nats per token: over-forgetting.")
+    ] = None
     min_retain_probability_ratio: _Share = 0.90
     min_retain_rouge_l_recall_ratio: _Share = 0.90
+    min_neighbour_probability_ratio: Annotated[
+        _Limit, Field(description="On the kept records that are most like the forgotten ones.")
+    ] = None
+    max_general_nll_increase: Annotated[
+        _Nats, Field(description="On plain sentences that have nothing to do with either set, nats per token.")
+    ] = None
+    max_rephrased_probability: Annotated[_Limit, Field(description="Worst form of the question.")] = None
+    max_rephrased_extraction_strength: Annotated[_Limit, Field(description="Worst form of the question.")] = None
+    max_membership_auc_distance: Annotated[
+        _Limit,
+        Field(description="Between result and reference, either way, worst of four scores; needs a holdout set."),
+    ] = None
+    max_quantized_probability: Annotated[_Limit, Field(description="Worst way of rounding.")] = None
+    max_quantized_extraction_strength: Annotated[_Limit, Field(description="Worst way of rounding.")] = None
+    max_history_probability: Annotated[_Limit, Field(description="Worst earlier forget set still held.")] = None
+    max_history_extraction_strength: Annotated[_Limit, Field(description="Worst earlier forget set still held.")] = (
+        None
+    )
+    max_resurfaced_probability: Annotated[_Limit, Field(description="After training on kept records alone.")] = None
+    max_resurfaced_extraction_strength: Annotated[
+        _Limit, Field(description="After training on kept records alone.")
+    ] = None
+    max_sampled_leak: Annotated[
+        _Limit, Field(description="Share of records with a leak among 16 sampled answers.")
+    ] = None
+    max_relearned_excess: Annotated[
+        _Limit,
+        Field(description="Probability that relearning one half brings back of the other, beyond the reference's."),
+    ] = None
+
     training_max_forget_probability: _Share = 0.10
     training_max_forget_extraction_strength: _Share = 0.04
     training_min_retain_probability_ratio: _Share = 0.98
@@ -51,6 +111,41 @@ class Policy(Strict):
         )
 
 
-# Version 2 added the thresholds of training; version 1 gated alike.
-DEFAULT_POLICY = Policy(version=2)
-POLICIES: dict[str, Policy] = {DEFAULT_POLICY.name: DEFAULT_POLICY}
+FAST_POLICY = Policy(
+    name="fast",
+    version=1,
+    description="Seconds. Recall of the forget set, what was kept, and the files. For trials, not for evidence.",
+    probes=("recall", "utility", "integrity"),
+    max_forget_nll_excess=1.0,
+)
+# Version 1 and 2 looked at recall and utility alone; version 2 added the thresholds of training.
+DEFAULT_POLICY = Policy(
+    name="default",
+    version=3,
+    description="As long as the unlearning. Also rephrased questions, membership, rounding and earlier requests.",
+    probes=("recall", "utility", "rephrasing", "membership", "quantization", "integrity", "history", "resurfacing"),
+    max_forget_nll_excess=1.0,
+    min_neighbour_probability_ratio=0.85,
+    max_general_nll_increase=0.5,
+    max_rephrased_probability=0.25,
+    max_rephrased_extraction_strength=0.20,
+    max_membership_auc_distance=0.20,
+    max_quantized_probability=0.25,
+    max_quantized_extraction_strength=0.15,
+    max_history_probability=0.25,
+    max_history_extraction_strength=0.15,
+)
+AUDIT_POLICY = DEFAULT_POLICY.model_copy(
+    update={
+        "name": "audit",
+        "version": 1,
+        "description": "Everything, attacks included: innocent and hostile further training, and sampled answers.",
+        "probes": PROBES,
+        "max_membership_auc_distance": 0.15,
+        "max_resurfaced_probability": 0.25,
+        "max_resurfaced_extraction_strength": 0.15,
+        "max_sampled_leak": 0.05,
+        "max_relearned_excess": 0.10,
+    }
+)
+POLICIES: dict[str, Policy] = {policy.name: policy for policy in (DEFAULT_POLICY, FAST_POLICY, AUDIT_POLICY)}

@@ -20,7 +20,7 @@ from app.main import create_app
 from app.settings import Settings
 from tests.app.conftest import post_job, upload
 
-PUBLIC = {"/livez", "/readyz", "/openapi.json"}
+PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys"}
 KEYS = {"type", "title", "status", "detail", "code", "request_id", "errors"}
 
 

@@ -10,15 +10,26 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, select, text, update
 from sqlalchemy.orm import Session
 
 from app import outbox
+from app.adapters.tables import Adapter
+from app.base_models.tables import BaseModelRow
 from app.datasets.tables import Dataset
 from app.evaluations.tables import EvaluationRow
 from app.jobs import transitions
 from app.jobs.tables import OutboxMessage, Run, UnlearnJob
-from app.methods import DEFAULT_POLICY, FORGET_LOSSES, METHOD_REQUESTS, RETAIN_LOSSES, STOP_RULES, BlurRequest
+from app.methods import (
+    DEFAULT_POLICY,
+    FORGET_LOSSES,
+    METHOD_REQUESTS,
+    POLICIES,
+    PROBES,
+    RETAIN_LOSSES,
+    STOP_RULES,
+    BlurRequest,
+)
 from app.settings import Settings
 from tests.app.conftest import post_adapter, post_job, record, upload
 
@@ -55,7 +66,8 @@ async def test_an_accepted_job_shows_every_knob(client: httpx.AsyncClient) -> No
         0,
     )
     assert job["method"] == BlurRequest().resolve(1).model_dump()
-    assert job["policy"] == DEFAULT_POLICY.model_dump()
+    assert job["policy"] == DEFAULT_POLICY.model_dump(mode="json")
+    assert job["control"] is None
     assert (job["seed"], job["metadata"], job["verdict"], job["error"]) == (7, {"case": "7"}, None, None)
     assert job["due_at"] == "2026-02-28T12:00:00Z"
     assert job["progress"]["queue_position"] == 1
@@ -132,7 +144,19 @@ async def test_steps_follow_the_size_of_the_forget_set(client: httpx.AsyncClient
         ({"policy": {"training_max_forget_probability": 0.9}}, "/policy/training_max_forget_probability"),
         ({"policy": {"training_min_retain_probability_ratio": 0}}, "/policy/training_min_retain_probability_ratio"),
         ({"policy": {"max_smell": 1}}, "/policy/max_smell"),
-        ({"policy": {"name": "mine"}}, "/policy"),
+        ({"policy": {"name": "mine"}}, "/policy/name"),
+        ({"policy": {"name": ["audit"]}}, "/policy/name"),
+        ({"policy": {"version": 9}}, "/policy/version"),
+        ({"policy": {"description": MARKER}}, "/policy/description"),
+        ({"policy": {"probes": ["recall"]}}, "/policy/probes"),
+        ({"policy": {"probes": ["smell"]}}, "/policy/probes"),
+        ({"policy": {"max_attempts": 5}}, "/policy/max_attempts"),
+        ({"policy": {"max_membership_auc_distance": None}}, "/policy/max_membership_auc_distance"),
+        ({"policy": {"name": "audit", "max_membership_auc_distance": 0.2}}, "/policy/max_membership_auc_distance"),
+        ({"control": "nobody"}, "/control"),
+        ({"control": "support-bot"}, "/control"),
+        ({"control": "support-bot@0"}, "/control"),
+        ({"control": f"{MARKER}@x"}, "/control"),
         ({"seed": -1}, "/seed"),
         ({"seed": MARKER}, "/seed"),
         ({"adapter": MARKER}, "/adapter"),
@@ -267,6 +291,37 @@ async def test_a_policy_may_be_tightened(client: httpx.AsyncClient) -> None:
     assert job["policy"]["min_retain_probability_ratio"] == 0.95
     assert job["policy"]["max_forget_probability"] == DEFAULT_POLICY.max_forget_probability
     assert job["policy"]["name"] == "default.tightened"
+
+
+async def test_a_named_policy_may_be_taken_and_added_to(client: httpx.AsyncClient) -> None:
+    assert (await new_job(client, policy="fast"))["policy"] == POLICIES["fast"].model_dump(mode="json")
+    assert (await new_job(client, policy={"name": "audit"}))["policy"] == POLICIES["audit"].model_dump(mode="json")
+    more = {"name": "default", "probes": [*PROBES], "max_attempts": 3, "max_sampled_leak": 0.1}
+    policy = (await new_job(client, policy=more))["policy"]
+    assert {name: policy[name] for name in more} == more | {"name": "default.tightened"}
+
+
+async def test_a_control_is_shown_by_name_and_version(client: httpx.AsyncClient) -> None:
+    assert (await post_adapter(client, name="never-trained")).status_code == 201
+    for control in ("never-trained", "never-trained@1"):
+        assert (await new_job(client, control=control))["control"] == "never-trained@1"
+    for unknown in ("never-trained@2", "never-trained@1@1"):
+        response = await post_job(client, control=unknown)
+        assert response.status_code == 422
+        assert response.json()["errors"][0]["pointer"] == "/control"
+
+
+async def test_a_control_on_another_base_model_is_refused(client: httpx.AsyncClient, engine: Engine) -> None:
+    assert (await post_adapter(client, name="elsewhere")).status_code == 201
+    with Session(engine) as session, session.begin():
+        base = session.scalars(select(BaseModelRow)).first()
+        assert base is not None
+        columns = {column.name: getattr(base, column.name) for column in BaseModelRow.__table__.columns}
+        session.add(BaseModelRow(**columns | {"id": "bm_other", "name": "other"}))
+        session.flush()
+        session.execute(update(Adapter).where(Adapter.name == "elsewhere").values(base_model_id="bm_other"))
+    response = await post_job(client, control="elsewhere")
+    assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, "/control")
 
 
 async def test_training_may_be_asked_to_go_further(client: httpx.AsyncClient) -> None:
@@ -440,7 +495,9 @@ async def test_methods_and_policies_are_listed(client: httpx.AsyncClient) -> Non
             assert set(entry["defaults"]) == set(entry["json_schema"]["properties"])
     blur = answer["data"][0]
     assert (blur["object"], blur["type"], blur["defaults"]["gamma"]) == ("method", "blur", "auto")
-    assert (await client.get("/policies")).json()["data"] == [DEFAULT_POLICY.model_dump()]
+    assert (await client.get("/policies")).json()["data"] == [
+        policy.model_dump(mode="json") for policy in POLICIES.values()
+    ]
 
 
 @pytest.mark.parametrize("field", ["policy", "forget_set"])

@@ -1,6 +1,7 @@
 """The data directory: one holder, private files, keys that last."""
 
 import base64
+import json
 import stat
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from app.embedded.data_directory import Connection, DataDirectory
 from app.embedded.process import EmbeddedError
+from app.kit.signing import PrivateKey
 
 
 def mode(path: Path) -> int:
@@ -53,3 +55,31 @@ def test_the_connection_file_is_private_and_replaced_whole(tmp_path: Path) -> No
     assert directory.connection() == Connection("http://127.0.0.1:1", "lethe_key")
     assert mode(directory.connection_path) == 0o600
     assert [path.name for path in tmp_path.iterdir()] == ["connection.json"]
+
+
+def test_a_signing_key_is_drawn_with_the_other_secrets(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir()
+    second.mkdir()
+    keys = [PrivateKey.parse(DataDirectory(path).secrets().signing_key).public for path in (first, second)]
+    assert keys[0] != keys[1]
+
+
+def test_a_directory_from_before_attestations_gets_a_signing_key_and_keeps_its_secrets(tmp_path: Path) -> None:
+    old = {"encryption_keys": "k1:AAAA", "key_pepper": "BBBB"}
+    path = tmp_path / "secrets.json"
+    path.write_text(json.dumps(old))
+    path.chmod(0o600)
+    secrets = DataDirectory(tmp_path).secrets()
+    assert (secrets.encryption_keys, secrets.key_pepper) == ("k1:AAAA", "BBBB")
+    assert PrivateKey.parse(secrets.signing_key).export() == secrets.signing_key
+    assert DataDirectory(tmp_path).secrets() == secrets
+    assert mode(path) == 0o600
+
+
+def test_secrets_that_lost_a_key_are_not_replaced(tmp_path: Path) -> None:
+    # A new one would seem to work, and open none of the datasets.
+    path = tmp_path / "secrets.json"
+    path.write_text(json.dumps({"key_pepper": "BBBB", "signing_key": "CCCC"}))
+    with pytest.raises(TypeError, match="encryption_keys"):
+        DataDirectory(tmp_path).secrets()

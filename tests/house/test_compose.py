@@ -84,6 +84,11 @@ def test_our_processes_run_without_privileges(name: str) -> None:
     assert SERVICES[name]["security_opt"] == ["no-new-privileges:true"]
 
 
+def test_only_the_process_that_signs_has_the_signing_key() -> None:
+    having = [name for name, service in SERVICES.items() if "LETHE_SIGNING_KEY" in service.get("environment", {})]
+    assert having == ["gpu-worker"]
+
+
 def test_named_volumes_are_declared_and_used() -> None:
     declared = set(yaml.safe_load(COMPOSE)["volumes"])
     mounts = [mount.split(":")[0] for service in SERVICES.values() for mount in service.get("volumes", [])]

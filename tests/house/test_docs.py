@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer.main
 
+from app.audit.actions import ACTIONS, Action
+from app.audit.chain import Kind
 from app.cli import app as command_line
 from app.kit import problems
 from app.main import create_app
@@ -84,17 +86,36 @@ def test_every_threshold_is_in_the_evaluation_guide() -> None:
     assert [name for name in thresholds if f"`{name}`" not in DOCS["evaluation.md"]] == []
 
 
+def commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command with its name, those of groups included."""
+    for name, command in group.commands.items():
+        inner = getattr(command, "commands", None)
+        yield from [(prefix + name, command)] if inner is None else commands(command, f"{prefix}{name} ")
+
+
 def test_every_command_and_option_is_in_the_command_line_guide() -> None:
     guide = DOCS["cli.md"]
     # typer carries its own click, so the type is left open.
     group: Any = typer.main.get_command(command_line)
-    found = list(group.commands.items())
-    assert len(found) > 8
+    found = list(commands(group))
+    assert len(found) > 10
     for name, command in found:
         assert f"`lethe {name}" in guide, name
         for parameter in command.params:
             option = next((text for text in parameter.opts if text.startswith("--")), None)
             assert option is None or f"`{option}`" in guide, (name, option)
+
+
+def test_every_action_and_finding_of_the_audit_chain_is_in_its_guide() -> None:
+    assert set(get_args(Action)) == set(ACTIONS)
+    for words in (get_args(Action), get_args(Kind)):
+        assert [word for word in words if f"| `{word}` |" not in DOCS["audit.md"]] == []
+
+
+def test_every_action_of_the_audit_chain_is_recorded_somewhere() -> None:
+    sources = [path for part in ("app", "worker") for path in (ROOT / part).rglob("*.py")]
+    code = "".join(path.read_text() for path in sources if path.name != "actions.py")
+    assert [action for action in ACTIONS if f'"{action}"' not in code] == []
 
 
 def test_links_between_documents_lead_somewhere() -> None:

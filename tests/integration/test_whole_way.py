@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def test_the_demo_request_is_fulfilled(http: httpx.Client, adapter: str, tmp_pat
     response = http.get(f"/unlearn-jobs/{job['id']}/adapter")
     assert response.headers["etag"] == f'"{hashlib.sha256(response.content).hexdigest()}"'
     (tmp_path / "adapter.tar.gz").write_bytes(response.content)
+    check_attestation(http, job, tmp_path)
     evaluation = ok(http.get(f"/unlearn-jobs/{job['id']}/evaluation"))
     assert evaluation["gate"]["verdict"] == "passed"
     result, control = reproduce(tmp_path / "adapter.tar.gz", tmp_path), reproduce(DEMO / "control", tmp_path)
@@ -59,6 +61,18 @@ def test_the_demo_request_is_fulfilled(http: httpx.Client, adapter: str, tmp_pat
     assert result["forget"]["extraction_strength"] <= control["forget"]["extraction_strength"] + 0.03
     assert result["retain"]["probability"] >= 0.93 * source["retain"]["probability"]
     check_what_is_left(http, adapter, job)
+
+
+def check_attestation(http: httpx.Client, job: dict[str, Any], folder: Path) -> None:
+    """An auditor without an API key verifies the download with the command line."""
+    (folder / "keys.json").write_bytes(httpx.get(http.base_url.join("/keys"), trust_env=False).content)
+    command = [sys.executable, "-m", "app.cli", "verify", "adapter.tar.gz", "--keys", "keys.json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert f"is the result of {job['id']}, which passed policy" in done.stdout
+    with tarfile.open(folder / "adapter.tar.gz") as archive:
+        file = archive.extractfile("attestation.dsse.json")
+        assert file is not None
+        assert file.read() == http.get(f"/unlearn-jobs/{job['id']}/attestation").content
 
 
 def reproduce(adapter: Path, folder: Path) -> dict[str, dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ from transformers import (
 )
 
 from app.methods import BlurMethod
+from tests.worker.judges import JudgeHere
 from worker.unlearning.encoding import Example, encode_records
 from worker.unlearning.lora import attach_adapter, known_peft_warnings
 from worker.unlearning.models import load_base
@@ -196,6 +198,29 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def tokenizer() -> PreTrainedTokenizerFast:
     """The tiny tokenizer alone."""
     return train_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def memorised(llama: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """An adapter that knows both sets by heart."""
+    model, tokenizer = llama.load()
+    memorise(model, encode(FORGET_RECORDS + RETAIN_RECORDS, tokenizer), steps=120, rate=1e-2)
+    adapter = tmp_path_factory.mktemp("memorised")
+    shutil.copytree(llama.adapter, adapter, dirs_exist_ok=True)
+    model.save_pretrained(str(adapter))
+    return Tiny(llama.architecture, llama.base, adapter)
+
+
+@pytest.fixture(autouse=True)
+def judge_here(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs judged within this process, but for tests that ask for `judge_apart`."""
+    if "judge_apart" not in request.fixturenames and "service" in request.fixturenames:
+        monkeypatch.setattr("worker.recipe.Judge", JudgeHere)
+
+
+@pytest.fixture
+def judge_apart() -> None:
+    """Have runs judged by a process of its own, as in production."""
 
 
 def encode(records: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Example]:

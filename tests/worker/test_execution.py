@@ -10,9 +10,9 @@ from sqlalchemy.exc import OperationalError
 from app.jobs.tables import Run
 from app.settings import Settings, get_settings
 from tests.worker.rows import add_adapter, add_job, change, job_of, messages, run_of
+from worker.errors import JobError
 from worker.execution import Recipe, execute
 from worker.lease import Fenced, Lease
-from worker.order import JobError
 
 pytestmark = pytest.mark.usefixtures("service")
 

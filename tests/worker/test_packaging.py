@@ -20,10 +20,11 @@ from peft import PeftModel
 from safetensors import safe_open
 
 from app.adapters.archive import ArchiveDigest
+from app.attestations.statement import ATTESTATION_FILE
 from app.methods import Policy
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny, blur_method, encode
 from worker.evaluation.evaluate import SetScores, evaluate_model
-from worker.evaluation.gate import judge
+from worker.evaluation.checks import Gate, Value, at_least, at_most
 from worker.packaging import (
     CardFacts,
     SetFacts,
@@ -54,6 +55,7 @@ def package(tiny: Tiny, model: Any, directory: Path) -> Path:
     write_adapter_directory(
         directory, state, tiny.config(), base_model_name=BASE_NAME, revision="main", card="# card\n"
     )
+    (directory / ATTESTATION_FILE).write_text("{}\n")
     return directory
 
 
@@ -128,7 +130,7 @@ def test_archive_holds_the_known_files_at_top_level_without_traces(llama: Tiny, 
     assert content[4:8] == bytes(4), "no time in the gzip header"
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(content))) as archive:
         entries = archive.getmembers()
-    names = ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "attestation.dsse.json"]
     assert [entry.name for entry in entries] == names
     assert {(e.mtime, e.uid, e.gid, e.mode, e.uname, e.gname) for e in entries} == {(0, 0, 0, 0o644, "", "")}
 
@@ -156,7 +158,14 @@ FACTS = CardFacts(
     policy=Policy(),
     forget=SetFacts("ds_forget", 4),
     retain=SetFacts("ds_retain", 90),
-    gate=judge(Policy(), {"retain": scores(0.8)}, {"forget": scores(0.1), "retain": scores(0.76)}),
+    gate=Gate.of(
+        [
+            at_most("recall", "forget_probability", "answer probability", Value(0.1, 4), 0.2),
+            at_most("recall", "forget_extraction_strength", "extraction strength", Value(0.25, 4), 0.1),
+            at_least("utility", "retain_probability_ratio", "kept", Value(0.95, 4), 0.9),
+        ]
+    ),
+    not_tested=("membership inference",),
     scores={
         "before": {"forget": scores(0.9), "retain": scores(0.8)},
         "after": {"forget": scores(0.1), "retain": scores(0.76)},
@@ -181,13 +190,15 @@ def test_card_states_what_was_done_and_how_well() -> None:
         "| set | metric | before | after | base model alone |",
         "| forget (4 records) | answer probability | 0.9000 | 0.1000 | 0.0500 |",
         "| retain (4 records) | answer probability | 0.8000 | 0.7600 | not measured |",
-        "Gate: failed (policy `default`, version 1)",  # ROUGE-L and extraction strength stand at .75 and .25
+        "Gate: failed (policy `default`, version 1)",
         "| 0.1000 | <= 0.2 | passed |",
         "| 0.2500 | <= 0.1 | failed |",
         "approximate unlearning",
+        "- Not tested: membership inference.",
         "fine-tuning of this adapter, even on other data, may bring records back",
         "PeftModel.from_pretrained",
         "--lora-modules support-bot=",
+        "lethe verify adapter.tar.gz --keys keys.json",
     ):
         assert stated in card
 

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load as load_safetensors
@@ -40,8 +41,8 @@ from tests.worker.tiny_jobs import (
     wait_until,
 )
 from worker.database import new_session, storage
-from worker.evaluation.evaluate import evaluate_model
 from worker.execution import execute
+from worker.judging import Judge
 from worker.lease import Lease
 from worker.packaging import ARCHIVE_FILES
 from worker.recipe import carry_out
@@ -124,9 +125,8 @@ def test_a_gate_that_fails_releases_nothing_and_says_why(llama: Tiny) -> None:
     assert [version.status for version in versions(adapter)] == ["ready"]
     assert not list((get_settings().storage_dir / "tenants" / "ten_ours").glob("runs"))
     failed = [check.name for check in evaluation_of(job).gate.checks if not check.passed]
-    assert failed == ["forget_probability"]
-    assert "forget_probability is 0." in messages(job)[-1]
-    assert "must be <= 0" in messages(job)[-1]
+    assert failed == ["retain_rouge_l_recall_ratio"]
+    assert "retain_rouge_l_recall_ratio is 0.000, must be >= 1" in messages(job)[-1]
     with new_session() as session:
         assert session.get_one(Dataset, job.forget_set_id).wrapped_key is not None
 
@@ -463,23 +463,6 @@ def test_evaluating_can_be_stopped(llama: Tiny, monkeypatch: pytest.MonkeyPatch)
     assert (job_of(job).status, run_of(job).status) == ("queued", "queued")
 
 
-def test_every_forward_pass_is_a_place_to_stop_at(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = tiny_job(add_tiny_adapter(llama))
-    told: list[bool] = []
-
-    def told_meanwhile(*args: Any) -> Any:
-        told.append(True)
-        return evaluate_model(*args)
-
-    def reached(*_args: Any) -> None:
-        pytest.fail("the scoring of tokens went on to its end")
-
-    monkeypatch.setattr("worker.recipe.evaluate_model", told_meanwhile)
-    monkeypatch.setattr("worker.evaluation.evaluate.greedy_answers", reached)
-    execute(job.run_id, "w", get_settings(), carry_out, lambda: bool(told))
-    assert job_of(job).status == "queued"
-
-
 def test_records_that_the_adapter_never_showed_are_warned_of(llama: Tiny) -> None:
     # A random adapter knows nothing: under the default policy it passes the forget checks before unlearning.
     strict = {
@@ -494,6 +477,112 @@ def test_records_that_the_adapter_never_showed_are_warned_of(llama: Tiny) -> Non
     assert evaluation_of(job).warnings == warned
 
 
-def test_records_that_the_adapter_showed_are_not_warned_of(llama: Tiny) -> None:
-    job = run_job(add_tiny_adapter(llama), {**OPEN, "max_forget_probability": 0})
+def test_records_that_the_adapter_showed_are_not_warned_of(memorised: Tiny) -> None:
+    job = run_job(add_tiny_adapter(memorised), {**OPEN, "max_forget_probability": 0.5})
     assert evaluation_of(job).warnings == []
+
+
+# Judging in a process of its own, with controls, in several tries.
+
+
+@pytest.mark.usefixtures("judge_apart")
+def test_a_process_of_its_own_judges_as_this_one_does(llama: Tiny) -> None:
+    policy = {**OPEN, "probes": ["recall", "utility", "integrity"]}
+    apart, here = (evaluation_of(run_job(add_tiny_adapter(llama, name), policy)) for name in ("apart", "here"))
+    assert apart.models == here.models
+    assert [probe.name for probe in apart.probes] == ["recall", "utility", "integrity"]
+    assert all(probe.measured and probe.measures for probe in apart.probes)
+
+
+@pytest.mark.usefixtures("judge_apart")
+def test_a_run_that_is_cancelled_while_it_is_judged_leaves_no_process(
+    llama: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = tiny_job(add_tiny_adapter(llama))
+    processes: list[int] = []
+    judge = Judge.judge
+
+    def cancelled(asked: Judge, *args: Any) -> Any:
+        processes.append(asked._process.pid)
+        change(Run, job.run_id, cancel_requested_at=job.created_at)
+        return judge(asked, *args)
+
+    monkeypatch.setattr(Judge, "judge", cancelled)
+    execute(job.run_id, "w", get_settings(), carry_out)
+    assert job_of(job).status == "cancelled"
+    assert not psutil.pid_exists(processes[0])
+
+
+def test_single_records_are_shown_by_their_line(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LETHE_EVALUATION_RECORDS", "3")
+    forget_settings()
+    evaluation = evaluation_of(run_job(add_tiny_adapter(llama)))
+    assert evaluation.records is not None
+    assert [row.record for row in evaluation.records.forget] == list(range(1, len(FORGET_RECORDS) + 1))
+    lines = [row.record for row in evaluation.records.retain]
+    assert len(lines) == 3
+    assert lines == sorted(lines)
+    assert max(lines) <= len(RETAIN_RECORDS)
+    mean = sum(row.result.probability for row in evaluation.records.forget) / len(FORGET_RECORDS)
+    assert mean == pytest.approx(evaluation.models.result.forget.probability)
+
+
+def test_a_control_stands_beside_the_others_and_is_the_reference(llama: Tiny, memorised: Tiny) -> None:
+    adapter, control = add_tiny_adapter(llama), add_tiny_adapter(memorised, "control")
+    policy = {**OPEN, "max_forget_probability": 0.2, "max_forget_nll_excess": 100}
+    job = tiny_job(adapter, policy)
+    change(UnlearnJob, job.id, control_version_id=versions(control)[0].id)
+    execute(job.run_id, "w", get_settings(), carry_out)
+    evaluation = evaluation_of(job)
+    assert evaluation.models.control is not None
+    shown = evaluation.models.control.forget.probability
+    limit = next(check.limit for check in evaluation.gate.checks if check.name == "forget_probability")
+    assert limit == pytest.approx(shown)
+    assert shown > 0.5
+    assert evaluation.records is not None
+    assert all(row.control is not None for row in evaluation.records.forget)
+
+
+def test_a_control_that_was_purged_meanwhile_fails_the_job_with_a_reason(llama: Tiny) -> None:
+    adapter, control = add_tiny_adapter(llama), add_tiny_adapter(llama, "control")
+    job = tiny_job(adapter)
+    change(UnlearnJob, job.id, control_version_id=versions(control)[0].id)
+    storage().delete(versions(control)[0].weights_key)
+    execute(job.run_id, "w", get_settings(), carry_out)
+    assert job_of(job).error == {
+        "code": "adapter_missing", "message": "the bytes of the control adapter are no longer held",
+    }  # fmt: skip
+
+
+def test_a_failed_gate_is_tried_again_as_often_as_the_policy_allows(llama: Tiny) -> None:
+    job = run_job(add_tiny_adapter(llama), {**SHUT, "max_attempts": 3})
+    assert job.status == "gate_failed"
+    tries = evaluation_of(job).tries
+    assert [made.number for made in tries] == [1, 2, 3]
+    assert [made.change for made in tries] == ["", *["too little was kept: gamma halved, twice the steps"] * 2]
+    assert [made.steps for made in tries] == [4, 8, 16]
+    assert [made.missed for made in tries] == [["retain_rouge_l_recall_ratio"]] * 3
+    assert evaluation_of(job).method == tries[-1].method
+    assert sum("trying again" in message for message in messages(job)) == 2
+
+
+def test_a_gate_that_passes_is_not_tried_again(llama: Tiny) -> None:
+    job = run_job(add_tiny_adapter(llama), {**OPEN, "max_attempts": 3})
+    assert [(made.number, made.verdict) for made in evaluation_of(job).tries] == [(1, "passed")]
+
+
+def test_earlier_forget_sets_that_are_still_held_are_looked_at_again(llama: Tiny) -> None:
+    adapter = add_tiny_adapter(llama)
+    earlier = add_job(adapter, RETAIN_RECORDS[:2])
+    purged, of_another = add_job(adapter), add_job(add_adapter("other"))
+    for job in (earlier, purged, of_another):
+        change(UnlearnJob, job.id, status="succeeded")
+        change(Run, job.run_id, status="succeeded")
+    change(Dataset, purged.forget_set_id, wrapped_key=None, purged_at=purged.created_at)
+    policy = {**OPEN, "probes": ["recall", "history"], "max_history_probability": 0.25}
+    evaluation = evaluation_of(run_job(adapter, policy))
+    history = next(probe for probe in evaluation.probes if probe.name == "history")
+    assert {measure.detail for measure in history.measures} == {earlier.id}
+    assert {measure.records for measure in history.measures} == {2}
+    assert "history_probability" in [check.name for check in evaluation.gate.checks]
+    assert set(evaluation.models.result.model_dump(exclude_none=True)) == {"forget", "retain"}

@@ -24,11 +24,12 @@ from worker.execution import execute
 from worker.recipe import carry_out
 
 # Tiny random models know nothing, so that the gate is open or shut as a test needs it.
-OPEN = {
+OPEN: dict[str, Any] = {
     "max_forget_probability": 1, "max_forget_extraction_strength": 1, "max_forget_rouge_l_recall": 1,
-    "min_retain_probability_ratio": 0, "min_retain_rouge_l_recall_ratio": 0,
+    "min_retain_probability_ratio": 0, "min_retain_rouge_l_recall_ratio": 0, "probes": ["recall", "utility"],
+    "max_forget_nll_excess": None, "min_neighbour_probability_ratio": None, "max_general_nll_increase": None,
 }  # fmt: skip
-SHUT = {**OPEN, "max_forget_probability": 0}
+SHUT = {**OPEN, "min_retain_rouge_l_recall_ratio": 1}  # who repeats nothing before keeps nothing
 METHOD = {"steps": 4, "forget_batch_size": 4, "retain_batch_size": 4, "max_length": 96, "stop": {"type": "steps"}}
 
 

@@ -14,11 +14,14 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from worker.evaluation.metrics import TokenScores, greedy_answers, rouge_l_recall, token_scores
+from worker.evaluation.generation import greedy_answers
+from worker.evaluation.metrics import TokenScores, token_scores
+from worker.evaluation.rouge import rouge_l_recall
 from worker.unlearning.encoding import Example
 from worker.unlearning.step import is_out_of_memory
 
 _Result = TypeVar("_Result")
+GENERATION_ROWS = 4  # for each row of a scoring pass: a step of decoding holds one token of a row
 
 
 @dataclass(frozen=True)
@@ -125,10 +128,13 @@ def _evaluate_set(
     max_new_tokens: int,
 ) -> SetScores:
     """Score one set, example by example, then record by record."""
-    scores = _fitting(batch_size, lambda size: token_scores(model, tokenizer, examples, size))
+    scores = fitting(batch_size, lambda size: token_scores(model, tokenizer, examples, size))
     answered = [index for index, score in enumerate(scores) if score.answer_tokens]
-    asked = [examples[index] for index in answered]
-    answers = _fitting(batch_size, lambda size: greedy_answers(model, tokenizer, asked, size, max_new_tokens))
+    asked, drafts = [examples[index] for index in answered], [scores[index].drafted for index in answered]
+    answers = fitting(
+        GENERATION_ROWS * batch_size,
+        lambda size: greedy_answers(model, tokenizer, asked, size, max_new_tokens, drafts),
+    )
     recalls = dict(zip(answered, map(rouge_l_recall, answers), strict=True))
     windows: dict[int, list[tuple[TokenScores, float]]] = defaultdict(list)
     for index, (example, score) in enumerate(zip(examples, scores, strict=True)):
@@ -137,7 +143,7 @@ def _evaluate_set(
     return _means([score for score in joined if score is not None], skipped=joined.count(None))
 
 
-def _fitting(batch_size: int, work: Callable[[int], _Result]) -> _Result:
+def fitting(batch_size: int, work: Callable[[int], _Result]) -> _Result:
     """Do some work, and start it over with half of the sequences per pass as often as memory runs out."""
     while True:
         try:

@@ -34,19 +34,21 @@ class Tokens:
         source_hidden: (labels, hidden) the same positions under the source adapter, for losses that compare with
             its logits.
         anchor: (labels,) NLL in nats that each token is drawn to (`anchored`), or None.
+        both_ways: whether the loss can be reversed for tokens that have become less likely than their anchors.
         source_head: from hidden states to logits under the source adapter, where that differs from the model's own.
     """
 
     labels: Tensor
     source_hidden: Tensor | None = None
     anchor: Tensor | None = None
+    both_ways: bool = True
     source_head: Callable[[Tensor], Tensor] | None = None
 
     def part(self, at: int, size: int) -> Tokens:
         """Some of them."""
         chosen = slice(at, at + size)
         source, anchor = (None if field is None else field[chosen] for field in (self.source_hidden, self.anchor))
-        return Tokens(self.labels[chosen], source, anchor, self.source_head)
+        return Tokens(self.labels[chosen], source, anchor, self.both_ways, self.source_head)
 
 
 def anchored(values: Tensor, nll: Tensor, anchor: Tensor, *, both_ways: bool = True) -> Tensor:
@@ -99,7 +101,8 @@ def _values(head: Head, hidden: Tensor, tokens: Tokens, loss: TokenLoss) -> Tens
     values = loss(logits, tokens.labels, source_logits)
     if tokens.anchor is None:
         return values
-    return anchored(values, token_nll(logits.detach(), tokens.labels), tokens.anchor)
+    nll = token_nll(logits.detach(), tokens.labels)
+    return anchored(values, nll, tokens.anchor, both_ways=tokens.both_ways)
 
 
 def _chunk(head: Head, hidden: Tensor) -> int:

@@ -288,9 +288,10 @@ class Stepper:
             if anchor is None:
                 return values
             nll, _ = label_scores(self._head, hidden[group.labels], labels)
-            return anchored(values, nll.to(values.device), anchor.to(values.device), both_ways=False)
+            return anchored(values, nll.to(values.device), anchor.to(values.device), both_ways=loss.reversible)
         reference = source[group.labels] if source is not None and loss.needs_source_logits else None
-        tokens = Tokens(labels, reference, None if anchor is None else anchor.to(hidden.device), self._source_head)
+        drawn = None if anchor is None else anchor.to(hidden.device)
+        tokens = Tokens(labels, reference, drawn, loss.reversible, self._source_head)
         return token_values(self._head, hidden[group.labels], tokens, loss.token_values)
 
     def _rows(self, group: _Group, batch: Batch) -> Rows:

@@ -13,16 +13,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from tests.worker.conftest import CONTEXT, FORGET_RECORDS, RETAIN_RECORDS, Tiny, encode, memorise
-from worker.evaluation.metrics import (
-    ANSWER_MARGIN,
-    Answer,
-    TokenScores,
-    greedy_answers,
-    prefix_length,
-    rouge_l_recall,
-    token_scores,
-)
+from worker.evaluation.metrics import TokenScores, prefix_length, token_scores
 from worker.unlearning.encoding import Example, encode_records
 
 EOS = 1
@@ -89,6 +80,23 @@ def test_extraction_needs_a_matching_suffix_and_memorisation_any_match(
     assert (scores.matches, scores.matching_suffix, scores.answer_tokens) == (matches, suffix, 3)
 
 
+@pytest.mark.parametrize(
+    ("ids", "prompt_length", "drafted"),
+    [
+        ((4, 5, 6, 7, EOS), 2, 2),  # 7 -> end is wrong
+        ((4, 5, 9, 10, 11), 2, 0),
+        ((17, 18, 19, 0, EOS), 2, 3),  # the end token counts
+        ((9, 5, 6, 7, 9, 10), 1, 1),  # behind the first half alone: 7 is right, 9 is not
+        ((5, 9, 2, 3, 4, 12), 1, 2),  # what is wrong within the first half does not matter
+    ],
+)
+def test_draft_is_the_run_of_first_choices_behind_the_prefix(
+    ids: tuple[int, ...], prompt_length: int, drafted: int
+) -> None:
+    (scores,) = scripted(ids, prompt_length=prompt_length)
+    assert scores.drafted == drafted
+
+
 def test_prompt_tokens_are_not_scored() -> None:
     (scores,) = scripted((5, 6, 3, 4), prompt_length=3)
     assert (scores.labels, scores.matches) == (1, 1)
@@ -120,98 +128,9 @@ def test_scores_come_in_the_order_of_the_examples_whatever_their_lengths(sequenc
         )
 
 
-def step_by_step(model: Any, example: Example, limit: int) -> list[int]:
-    """Greedy decoding without cache, padding or batch."""
-    ids = list(example.input_ids[: prefix_length(example)])
-    new: list[int] = []
-    while len(new) < limit and (not new or new[-1] != EOS):
-        with torch.no_grad():
-            new.append(int(model(input_ids=torch.tensor([ids + new])).logits[0, -1].argmax()))
-    return new[:-1] if new and new[-1] == EOS else new
-
-
-def test_batched_answers_are_those_of_one_by_one_decoding(tiny: Tiny) -> None:
-    model, tokenizer = tiny.load()
-    examples = encode(FORGET_RECORDS + RETAIN_RECORDS, tokenizer)
-    answers = greedy_answers(model, tokenizer, examples, 8, 200)
-    for example, answer in zip(examples, answers, strict=True):
-        ids = step_by_step(model, example, len(example.labels) + ANSWER_MARGIN)
-        assert answer.generated == str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        assert answer.reference == example.answer.strip()
-
-
-def test_memorised_answers_come_back_and_stop_at_the_end_token(llama: Tiny) -> None:
-    model, tokenizer = llama.load()
-    examples = encode(FORGET_RECORDS + RETAIN_RECORDS, tokenizer)
-    memorise(model, examples)
-    answers = greedy_answers(model, tokenizer, examples, 3, 128)
-    assert [answer.generated for answer in answers] == [example.answer.strip() for example in examples]
-    assert [rouge_l_recall(answer) for answer in answers] == [1.0] * 8
-
-
-def test_repetition_penalty_of_the_base_does_not_reach_greedy_decoding(llama: Tiny) -> None:
-    model, tokenizer = llama.load()
-    examples = encode(FORGET_RECORDS, tokenizer)
-    plain = greedy_answers(model, tokenizer, examples, 4, 32)
-    shipped = model.get_base_model().generation_config
-    shipped.repetition_penalty = 50.0
-    shipped.suppress_tokens = list(range(3, 300))
-    assert greedy_answers(model, tokenizer, examples, 4, 32) == plain
-    assert model.get_base_model().generation_config is shipped
-
-
-def test_answers_do_not_depend_on_the_batch(tiny: Tiny) -> None:
-    model, tokenizer = tiny.load()
-    examples = encode(FORGET_RECORDS + RETAIN_RECORDS, tokenizer)
-    alone = greedy_answers(model, tokenizer, examples, 1, 200)
-    assert greedy_answers(model, tokenizer, examples, 3, 200) == alone
-
-
-def test_generation_stays_within_the_context(tiny: Tiny) -> None:
-    model, tokenizer = tiny.load()
-    long_prompt = Example(0, tuple(range(10, 10 + CONTEXT)), CONTEXT - 2, "", "")
-    long_answer = Example(1, tuple(range(100, 100 + CONTEXT)), 5, "", "")
-    widths: list[int] = []  # tokens held after each forward pass: a prefix, then one more each
-
-    def watch(_module: nn.Module, _arguments: object, inputs: dict[str, Any]) -> None:
-        new = int(inputs["input_ids"].shape[1])
-        widths.append(new if new > 1 else widths[-1] + 1)
-
-    model.get_base_model().register_forward_pre_hook(watch, with_kwargs=True)
-    answers = greedy_answers(model, tokenizer, [long_prompt, long_answer], 8, 128)
-    assert max(widths) <= CONTEXT
-    assert all(answer.reference for answer in answers)
-
-
-def test_reference_is_cut_where_generation_is(llama: Tiny) -> None:
-    model, tokenizer = llama.load()
-    (example,) = encode([FORGET_RECORDS[0]], tokenizer)
-    (answer,) = greedy_answers(model, tokenizer, [example], 1, 2)
-    assert answer.reference == str(tokenizer.decode(list(example.labels[:2]))).strip()
-
-
 def test_text_is_continued_from_its_first_half(tokenizer: PreTrainedTokenizerFast) -> None:
     (text,) = encode_records([{"text": "Honey and wax."}], tokenizer, 64)
     (pair,) = encode_records([{"prompt": "Bees?", "completion": " Honey."}], tokenizer, 64)
     assert prefix_length(text) == len(text.input_ids) // 2
     assert prefix_length(pair) == pair.prompt_length
     assert prefix_length(Example(0, (5, 6), 1, "", "")) == 1
-
-
-@pytest.mark.parametrize(
-    ("reference", "generated", "recall"),
-    [
-        ("the cat sat", "the cat sat", 1.0),
-        ("the cat sat down", "the dog sat", 0.5),
-        ("the cat sat", "and so the very big cat then sat", 1.0),  # recall ignores what else is said
-        ("a b c d", "d c b a", 0.25),  # order counts
-        ("He painted barns", "he PAINTING barn!", 1.0),  # stemmed, case and punctuation ignored
-        ("the cat", "", 0.0),
-        ("", "the cat", 0.0),
-        ("...", "...", 0.0),
-        ("Москва река", "москва", 0.5),  # scripts that rouge-score cannot see
-        ("東京都", "東京", 2 / 3),
-    ],
-)
-def test_rouge_l_recall(reference: str, generated: str, recall: float) -> None:
-    assert rouge_l_recall(Answer(reference, generated)) == pytest.approx(recall)

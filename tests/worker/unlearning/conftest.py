@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 
-from tests.worker.conftest import (
-    ARCHITECTURES,
-    FORGET_RECORDS,
-    RETAIN_RECORDS,
-    UNUSUAL_ARCHITECTURES,
-    Tiny,
-    encode,
-    make_tiny,
-    memorise,
-)
+from tests.worker.conftest import ARCHITECTURES, UNUSUAL_ARCHITECTURES, Tiny, make_tiny
 
 
 @pytest.fixture(scope="session", params=(*ARCHITECTURES, *UNUSUAL_ARCHITECTURES))
@@ -40,14 +29,3 @@ def outer(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """An adapter that trains the embeddings too."""
     return make_tiny(tmp_path_factory.mktemp("embedded"), "qwen2", ["embed_tokens", "q_proj", "down_proj"])
-
-
-@pytest.fixture(scope="session")
-def memorised(llama: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """An adapter that knows both sets by heart."""
-    model, tokenizer = llama.load()
-    memorise(model, encode(FORGET_RECORDS + RETAIN_RECORDS, tokenizer), steps=120, rate=1e-2)
-    adapter = tmp_path_factory.mktemp("memorised")
-    shutil.copytree(llama.adapter, adapter, dirs_exist_ok=True)
-    model.save_pretrained(str(adapter))
-    return Tiny(llama.architecture, llama.base, adapter)

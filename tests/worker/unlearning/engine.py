@@ -239,7 +239,7 @@ def _plain_total(loss: Loss, items: Sequence[Item], model: Any, before: Any, lay
         answer = torch.tensor([at == 0 for item in items for at, e in enumerate(item) for _ in e.labels])
         distance = (nll_of(base_logits, labels) - nll_of(logits, labels)).detach()
         assert 0.1 < float((answer & (distance <= 0)).float().mean()) < 0.9
-        pull = (distance / FULL_PULL).clamp(0.0 if loss.needs_layer else -1.0, 1.0)
+        pull = (distance / FULL_PULL).clamp(-1.0 if loss.reversible else 0.0, 1.0)
         values = torch.where(answer, values.detach() + pull * (values - values.detach()), values)
     source_nll = sums(nll_of(source_logits, labels), examples)
     known = Rows(torch.arange(len(examples)).repeat_interleave(lengths), lengths.float(), source_nll)

@@ -55,6 +55,8 @@ class Loss:
     needs_refusals = False
     #: hidden states of a decoder layer take the place of logits; `place` chooses it.
     needs_layer = False
+    #: its reversal makes an answer token likelier again; else a token at its anchor is let go (scoring.anchored).
+    reversible = True
 
     def place(self, layers: int) -> int:
         """Which of so many decoder layers it works on, from 1 at the bottom; factors above it are not trained."""

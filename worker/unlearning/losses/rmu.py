@@ -17,6 +17,7 @@ class Rmu(Loss):
     """
 
     needs_layer = True
+    reversible = False  # away from the random direction is not back to where the states were
 
     def __init__(self, knobs: RmuLoss) -> None:
         self.depth, self.steering = knobs.depth, knobs.steering

@@ -17,6 +17,7 @@ class Undial(Loss):
     """
 
     needs_source_logits = True
+    reversible = False  # away from the teacher makes every token that it prefers less likely, too
 
     def __init__(self, knobs: UndialLoss) -> None:
         self.beta = knobs.beta

@@ -1,0 +1,46 @@
+"""Everything that is recorded in the audit chain."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Action = Literal[
+    "adapter.registered",
+    "adapter.version_released",
+    "adapter.version_superseded",
+    "api_key.created",
+    "attestation.signed",
+    "base_model.registered",
+    "dataset.created",
+    "dataset.purged",
+    "evaluation.stored",
+    "job.accepted",
+    "job.cancel_requested",
+    "job.retried",
+    "job.status",
+]
+SubjectType = Literal[
+    "adapter",
+    "adapter_version",
+    "api_key",
+    "attestation",
+    "base_model",
+    "dataset",
+    "evaluation",
+    "unlearn_job",
+]
+ACTIONS: dict[Action, str] = {
+    "adapter.registered": "An adapter was uploaded and became version 1.",
+    "adapter.version_released": "A run's result passed the gate and became the adapter's head.",
+    "adapter.version_superseded": "A version is no longer handed out: a release took its place.",
+    "api_key.created": "A key was made.",
+    "attestation.signed": "A release was attested: the signed statement of what was done.",
+    "base_model.registered": "A base model was registered.",
+    "dataset.created": "Records were uploaded and encrypted.",
+    "dataset.purged": "A dataset's data key was destroyed: nothing opens its bytes any more.",
+    "evaluation.stored": "A run's result was measured, and the gate gave its verdict.",
+    "job.accepted": "An unlearn job was accepted.",
+    "job.cancel_requested": "A caller asked for a job to be cancelled.",
+    "job.retried": "A caller had an ended job queued again.",
+    "job.status": "A job got another status: running, queued again, or how it ended.",
+}

@@ -1,0 +1,56 @@
+"""What a run tries after its gate failed, where the policy allows another training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.methods import METHOD, Method
+from worker.evaluation.checks import Gate
+
+KEEPING = ("utility", "integrity")
+"""Probes whose checks fail when too much was changed; those of all others fail when too little was forgotten."""
+# Losses differ in what they are slow at. One that starts fast on memorised tokens takes the place of any other.
+STRONG_LOSS, OTHER_LOSS = "ceu", "npo"
+MAX_GAMMA, MAX_STEPS = 1000.0, 4000
+
+
+def next_method(method: Method, tries: int, gate: Gate) -> tuple[Method, str]:
+    """A method that goes further in the direction in which the last one fell short.
+
+    Args:
+        method: of the last try.
+        tries: how many there were.
+        gate: how the last one ended.
+
+    Returns:
+        The next method, and what was changed, in words.
+    """
+    missed = {check.probe for check in gate.checks if not check.passed}
+    if missed and missed <= set(KEEPING):
+        changed, words = _weighted(method, forget=0.5)
+        return _longer(changed), f"too little was kept: {words}twice the steps"
+    if tries == 1 and method.type != "pdu":
+        changed, words = _weighted(method, forget=2.0)
+        return changed, words.removesuffix(", ")
+    if tries <= 2:
+        loss = OTHER_LOSS if method.forget_loss.type == STRONG_LOSS else STRONG_LOSS
+        changed = METHOD.validate_python(method.model_dump() | {"forget_loss": {"type": loss}})
+        return _longer(changed), f"forget loss {loss}, twice the steps"
+    changed, words = _weighted(method, forget=2.0)
+    return _longer(changed), f"{words}twice the steps"
+
+
+def _weighted(method: Method, *, forget: float) -> tuple[Method, str]:
+    """Forgetting weighted so many times as heavily against retaining; the words end with a comma."""
+    knobs: dict[str, Any] = method.model_dump()
+    if "gamma" not in knobs:  # primal-dual: its weight follows the limit on the retain loss by itself
+        return method, ""
+    # With the levels swapped, gamma is the weight of retaining.
+    factor = 1 / forget if method.type == "forget_upper" else forget
+    gamma = min(knobs["gamma"] * factor, MAX_GAMMA)
+    words = f"gamma {'doubled' if factor > 1 else 'halved'}, "
+    return METHOD.validate_python(knobs | {"gamma": gamma}), words
+
+
+def _longer(method: Method) -> Method:
+    return METHOD.validate_python(method.model_dump() | {"steps": max(method.steps, min(2 * method.steps, MAX_STEPS))})

@@ -1,0 +1,157 @@
+"""What every probe of the battery is: a name, a cost, and a way to look at the models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from app.methods import Method, Policy, ProbeName
+from worker.evaluation.checks import Check
+from worker.evaluation.evaluate import SetScores
+from worker.unlearning.encoding import Example
+
+ModelName = Literal["base", "source", "control", "result"]
+"""The base model alone; the adapter before and after; an adapter that never saw the forget set."""
+Cost = Literal["seconds", "minutes", "long"]
+"""On a GPU and a forget set of hundreds: seconds; about as long as the training; several times as long."""
+
+
+class NotApplicable(Exception):
+    """What the probe needs was not given. The message says what; it is reported among what was not tested."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number.
+
+    Attributes:
+        name: what it is, such as "forget_probability".
+        model: whose.
+        value: finite.
+        records: sample size.
+        low, high: 95 % interval, where there is one.
+        detail: which variant it belongs to, such as a form of the question or a learning rate.
+    """
+
+    name: str
+    model: ModelName
+    value: float
+    records: int
+    low: float | None = None
+    high: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a probe found.
+
+    Attributes:
+        measures: every number, in the order in which they are to be read.
+        checks: those that the policy has a limit for.
+        note: what a reader must know to read the numbers; empty where they speak for themselves.
+    """
+
+    measures: Sequence[Measure]
+    checks: Sequence[Check] = ()
+    note: str = ""
+
+
+class Subject(Protocol):
+    """The models and the records that a probe may look at. One model lies in memory at a time.
+
+    Attributes:
+        tokenizer: of the base model.
+        policy: limits.
+        method: how the result was trained; its learning rate and batch sizes stand for "training as usual".
+        seed: of the run; everything that is drawn is drawn from it.
+        batch_size: sequences per forward pass.
+        max_length: tokens per sequence.
+        models: those that there are; "base", "source" and "result" always.
+        records: raw records by the name of their set: "forget" and "retain" always, "holdout" where it was given,
+            and one "history/<job id>" per earlier forget set that is still held. Retain and holdout may be samples.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    policy: Policy
+    method: Method
+    seed: int
+    batch_size: int
+    max_length: int
+
+    @property
+    def models(self) -> Sequence[ModelName]:
+        """Names of the models, the base first."""
+        ...
+
+    @property
+    def records(self) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+        """Raw records by set."""
+        ...
+
+    @property
+    def reference(self) -> ModelName:
+        """Who stands for "never saw the records": the control where there is one, else the base model alone."""
+        ...
+
+    def examples(self, name: str) -> list[Example]:
+        """A set's sequences."""
+        ...
+
+    def encode(self, records: Sequence[Mapping[str, Any]]) -> list[Example]:
+        """Other records, encoded in the same way."""
+        ...
+
+    def model(self, name: ModelName) -> AbstractContextManager[nn.Module]:
+        """A model, in evaluation mode, with the adapter's factors in float32 and trainable.
+
+        What a probe does to the factors is gone when the block ends. Blocks do not nest.
+        """
+        ...
+
+    def fresh(self, seed: int) -> AbstractContextManager[nn.Module]:
+        """The base model with a new adapter of the source's rank and modules, as before its first training step."""
+        ...
+
+    def on_top(self, name: ModelName, seed: int) -> AbstractContextManager[nn.Module]:
+        """A model whose adapter is frozen, with a new trainable adapter on top of it."""
+        ...
+
+    def folder(self, name: Literal["source", "control", "result"]) -> Path:
+        """Where that adapter's adapter_config.json and adapter_model.safetensors lie."""
+        ...
+
+    def scores(self, name: ModelName) -> Mapping[str, SetScores]:
+        """Recall of every set under a model; measured once."""
+        ...
+
+
+class Probe(Protocol):
+    """A plug-in of the battery; `worker.evaluation.battery.PROBES` lists them."""
+
+    name: ClassVar[ProbeName]
+    cost: ClassVar[Cost]
+    title: ClassVar[str]
+    """What it asks, in a reader's words."""
+
+    def run(self, subject: Subject) -> Found:
+        """Look. Raises NotApplicable."""
+        ...
+
+
+def by_record(examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """The windows of one record after the other."""
+    group: list[Example] = []
+    for example in examples:
+        if group and group[-1].record != example.record:
+            yield group
+            group = []
+        group.append(example)
+    if group:
+        yield group

@@ -1,0 +1,65 @@
+"""Recall: what a model shows of the records when it is asked as in training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from app.methods import Policy, ProbeName
+from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, Subject
+from worker.evaluation.checks import Check, Value, at_most
+from worker.evaluation.evaluate import SetScores
+
+METRICS = ("probability", "extraction_strength", "exact_memorisation", "rouge_l_recall", "nll")
+FORGET = "forget"
+
+
+class Recall:
+    """Every model on every forget record. Too much is a leak; too little is a trace."""
+
+    name: ClassVar[ProbeName] = "recall"
+    cost: ClassVar[Cost] = "seconds"
+    title: ClassVar[str] = "Does the model still know the records, asked as in training?"
+
+    def run(self, subject: Subject) -> Found:
+        """Look."""
+        seen = {model: subject.scores(model)[FORGET] for model in subject.models}
+        measures = [measure for model, scores in seen.items() for measure in _measures(model, scores)]
+        return Found(measures, forget_checks(subject.policy, seen["result"], seen[subject.reference]))
+
+
+def forget_checks(policy: Policy, result: SetScores, reference: SetScores) -> list[Check]:
+    """What the policy asks of the forget set.
+
+    Args:
+        policy: limits.
+        result: under the model that is judged.
+        reference: under a model that never saw the records.
+    """
+    limits = (
+        ("probability", policy.max_forget_probability, "answer probability"),
+        ("extraction_strength", policy.max_forget_extraction_strength, "extraction strength"),
+        ("rouge_l_recall", policy.max_forget_rouge_l_recall, "ROUGE-L recall of greedy answers"),
+    )
+    checks = [
+        at_most(
+            "recall",
+            f"forget_{metric}",
+            f"mean {words} on the forget set after unlearning",
+            Value(getattr(result, metric), result.records),
+            limit,
+            getattr(reference, metric) if reference.records else None,
+        )
+        for metric, limit, words in limits
+    ]
+    if policy.max_forget_nll_excess is not None:
+        excess = Value(result.nll - reference.nll, min(result.records, reference.records))
+        words = "nats per token by which the forget set is less likely than for a model that never saw it"
+        checks.append(at_most("recall", "forget_nll_excess", words, excess, policy.max_forget_nll_excess))
+    return checks
+
+
+def _measures(model: ModelName, scores: SetScores) -> Iterator[Measure]:
+    if scores.records:
+        for metric in METRICS:
+            yield Measure(f"forget_{metric}", model, getattr(scores, metric), scores.records)
