@@ -82,6 +82,7 @@ def test_records_that_were_never_learned_do_not(llama: Tiny, folder: Path) -> No
     found = Resurfacing().run(make_subject(llama, folder, policy=JUDGED, method=METHOD))
     assert [check.passed for check in found.checks] == [True, True]
     assert values(found, "result") == values(found, "control")  # the result is the control
+    assert max(values(found, "result").values()) < 0.03
 
 
 def test_what_comes_back_in_the_reference_too_is_allowed(llama: Tiny, folder: Path) -> None:
