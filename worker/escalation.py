@@ -53,4 +53,6 @@ def _weighted(method: Method, *, forget: float) -> tuple[Method, str]:
 
 
 def _longer(method: Method) -> Method:
-    return METHOD.validate_python(method.model_dump() | {"steps": max(method.steps, min(2 * method.steps, MAX_STEPS))})
+    return METHOD.validate_python(
+        method.model_dump() | {"steps": max(method.steps, min(2 * method.steps, MAX_STEPS))}
+    )

@@ -120,7 +120,7 @@ def _phases(bench: Workbench) -> None:
     warnings = _warn(lease, order, tries[-1], judgement)
     store_evaluation(lease, _document(bench, judgement, samples, tries, warnings))
     if judgement.gate.verdict == "failed":
-        lease.end("gate_failed", reporting.why(judgement.gate), verdict="failed")
+        lease.end("gate_failed", f"{reporting.why(judgement.gate)}. {reporting.WHAT_TO_CHANGE}", verdict="failed")
         return
     with progress.phase("packaging"):
         _write_card(bench, folders["result"], judgement, tries[-1])

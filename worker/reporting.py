@@ -30,6 +30,7 @@ UNTESTED: dict[ProbeName, str] = {
     "sampling": "sampled instead of greedy answers",
     "relearning": "whether fine-tuning on some of the forgotten records brings the others back",
 }
+WHAT_TO_CHANGE = "The report says what may help: lethe report JOB, or the evaluation as text/html"
 NEVER_TESTED = (
     "translated questions, and questions that need several steps",
     "copies of the source adapter, merged checkpoints and training data elsewhere",

@@ -19,7 +19,14 @@ class _Record(BaseModel):
     subject: _Label = None
 
 
-class PromptRecord(_Record):
+class _Answered(_Record):
+    """A record with an answer. Other answers to the same question let an evaluation compare their likelihoods."""
+
+    paraphrase: Annotated[str, Field(min_length=1, description="The answer in other words.")] | None = None
+    perturbed: Annotated[list[_Text], Field(min_length=1, max_length=20, description="Wrong answers.")] | None = None
+
+
+class PromptRecord(_Answered):
     """A prompt and the completion to forget or keep."""
 
     prompt: _Text
@@ -35,7 +42,7 @@ class Message(BaseModel):
     content: _Text
 
 
-class ChatRecord(_Record):
+class ChatRecord(_Answered):
     """A conversation; its last assistant turn is the target."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
@@ -94,8 +101,8 @@ def validate_record(value: object) -> Record:
 
 
 def digest(record: Record, salt: bytes) -> bytes:
-    """16 bytes by which equal records are found without keeping them; id and subject do not count."""
-    content = record.model_dump(exclude={"id", "subject"})
+    """16 bytes by which equal records are found without keeping them; what is only about a record does not count."""
+    content = record.model_dump(exclude={"id", "subject", "paraphrase", "perturbed"})
     canonical = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
     return hashlib.blake2b(canonical, key=salt[:64], digest_size=16).digest()
 

@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
+from app.datasets.records import digest, validate_record
 from app.datasets.tables import Dataset
 from app.datasets.vault import Vault
 from app.jobs.tables import OutboxMessage
@@ -50,6 +51,7 @@ async def test_records_are_counted_digested_and_can_be_read_by_a_worker(
 ) -> None:
     records = [
         {"prompt": "p", "completion": "c", "id": "1", "subject": "s"},
+        {"prompt": "p", "completion": "c", "paraphrase": "d", "perturbed": ["e", "f"]},
         {"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]},
         {"text": "naïve ☃"},
     ]
@@ -57,7 +59,7 @@ async def test_records_are_counted_digested_and_can_be_read_by_a_worker(
     response = await send(client, body)
     assert response.status_code == 201
     found = response.json()
-    assert (found["object"], found["purpose"], found["records"]) == ("dataset", "forget", 3)
+    assert (found["object"], found["purpose"], found["records"]) == ("dataset", "forget", len(records))
     assert found["bytes"] == len(body)
     assert found["sha256"] == hashlib.sha256(body).hexdigest()
     assert open_dataset(settings, engine, found["id"]) == records
@@ -136,6 +138,9 @@ async def test_nothing_of_a_record_lies_in_storage_or_database_in_clear(
         (b'{"completion": "p"}', "/lines/1", "prompt: Field required"),
         (b'{"prompt": "p", "completion": ""}', "/lines/1", "at least 1 character"),
         (b'{"prompt": "p", "completion": 3}', "/lines/1", "valid string"),
+        (b'{"prompt": "p", "completion": "c", "perturbed": []}', "/lines/1", "at least 1 item"),
+        (b'{"prompt": "p", "completion": "c", "paraphrase": ""}', "/lines/1", "at least 1 character"),
+        (b'{"text": "x", "perturbed": ["y"]}', "/lines/1", "unknown field"),
         (b'{"messages": []}', "/lines/1", "at least 1 item"),
         (b'{"messages": [{"role": "user", "content": "u"}]}', "/lines/1", "must be the assistant's"),
         (b'{"messages": [{"role": "elf", "content": "u"}]}', "/lines/1", "messages.0.role"),
@@ -236,3 +241,11 @@ async def test_a_foreign_cursor_is_refused(client: httpx.AsyncClient, cursor: st
     response = await client.get("/datasets", params={"cursor": cursor})
     assert response.status_code == 422
     assert response.json()["errors"][0]["pointer"] == "/query/cursor"
+
+
+def test_what_is_only_about_a_record_does_not_make_it_another() -> None:
+    plain = {"prompt": "p", "completion": "c"}
+    about = {"id": "1", "subject": "s", "paraphrase": "d", "perturbed": ["e"]}
+    same = {digest(validate_record(record), b"salt") for record in (plain, plain | about)}
+    assert len(same) == 1
+    assert digest(validate_record(plain | {"completion": "d"}), b"salt") not in same

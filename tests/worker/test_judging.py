@@ -58,7 +58,8 @@ def playing(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 
 
 def test_it_answers_what_this_process_would(llama: Tiny) -> None:
-    request, probes = request_of(llama), []
+    request = request_of(llama)
+    probes: list[str] = []
     with Judge() as process:
         judgement = process.judge(request, lambda: None, probes.append)
     here = answer(request, lambda _probe: None)

@@ -177,6 +177,36 @@ def test_a_few_tiny_steps_are_not_taken_for_hidden_factors(
     assert violations(look(llama.base, source, tmp_path)) == ""
 
 
+def test_a_rank_that_hardly_counts_is_no_hiding_place(
+    llama: Tiny, adapters: tuple[Path, Path], tmp_path: Path
+) -> None:
+    # The other ranks give both source and result to 1 %: the result is near the source, and so is a part of it.
+    folders = tmp_path / "source", tmp_path / "result"
+    for folder, moved in zip(folders, (0.0, 0.002), strict=True):
+        shutil.copytree(adapters[0], folder)
+        state = load_file(folder / WEIGHTS_FILE)
+        for key in [key for key in state if "lora_A" in key]:
+            state[other(key)][:, 3] *= 0.003
+            state[key] += moved * state[key].std() * torch.randn(state[key].shape)
+        save_file(state, folder / WEIGHTS_FILE)
+    assert violations(look(llama.base, *folders)) == ""
+
+
+def test_zeros_that_fill_up_a_larger_rank_hide_nothing(
+    llama: Tiny, adapters: tuple[Path, Path], tmp_path: Path
+) -> None:
+    source, _ = adapters
+    shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    state = {key: 1.01 * value for key, value in load_file(source / WEIGHTS_FILE).items()}
+    for key in [key for key in state if "lora_A" in key]:
+        state[key] = torch.cat([state[key], torch.zeros_like(state[key])])
+        state[other(key)] = torch.cat([state[other(key)], torch.zeros_like(state[other(key)])], dim=1)
+    save_file(state, tmp_path / WEIGHTS_FILE)
+    named = violations(look(llama.base, source, tmp_path))
+    assert "of another shape" in named
+    assert "still hold" not in named
+
+
 def test_factors_hidden_within_the_same_rank_are_named(
     llama: Tiny, adapters: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -17,6 +17,8 @@ from tests.worker.evaluation.subjects import make_subject
 from tests.worker.evaluation.test_resurfacing import masked
 from worker.evaluation.battery import Found, NotApplicable, relearning
 from worker.evaluation.battery.relearning import ATTACKERS, Relearning, halves
+from worker.evaluation.quick import Shown, shown
+from worker.evaluation.tuning import Tuner
 from worker.unlearning.encoding import Example
 
 AUDIT_POLICY = POLICIES["audit"]
@@ -63,8 +65,31 @@ def test_nothing_comes_back_that_the_control_would_not_learn(llama: Tiny, folder
 
 
 def test_source_itself_fails(llama: Tiny, folder: Path) -> None:
-    (check,) = Relearning().run(subject_of(llama, folder, result="remembers")).checks
+    found = Relearning().run(subject_of(llama, folder, result="remembers"))
+    seen, never = values(found, "result"), values(found, "control")
+    (check,) = found.checks
     assert not check.passed
+    # Before the first step the source stands out most, but that is for recall to judge.
+    assert check.value == max(seen[detail] - never[detail] for detail in seen if not detail.endswith(" 0 steps"))
+    assert check.value < seen[f"{ATTACKERS[0]}, 0 steps"] - never[f"{ATTACKERS[0]}, 0 steps"]
+
+
+def test_what_is_measured_was_not_trained_on(llama: Tiny, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, measured = set[int](), set[int]()
+
+    def tuner(model: Any, tokenizer: Any, examples: list[Example], tuning: Any) -> Tuner:
+        trained.update(example.record for example in examples)
+        return Tuner(model, tokenizer, examples, tuning)
+
+    def look(model: Any, tokenizer: Any, examples: list[Example], batch_size: int) -> Shown:
+        measured.update(example.record for example in examples)
+        return shown(model, tokenizer, examples, batch_size)
+
+    monkeypatch.setattr(relearning, "Tuner", tuner)
+    monkeypatch.setattr(relearning, "shown", look)
+    monkeypatch.setattr(relearning, "STEPS", (0, 1))
+    Relearning().run(subject_of(llama, folder))
+    assert (len(trained), len(measured), trained & measured) == (2, 2, set())
 
 
 def test_without_a_control_only_a_new_adapter_is_compared(llama: Tiny, folder: Path) -> None:

@@ -223,11 +223,10 @@ def _hidden(before: Tensor, after: Tensor, mixed: Tensor) -> tuple[int, int] | N
     shared = with_source[None, :] - with_source[:, None]  # <slice, source>
     square = before.sum()
     index = torch.arange(rank + 1)
-    length = index[None, :] - index[:, None]
-    proper = (length > 0) & (length < rank) & (part > 0) & (square > 0)
+    proper = (index[None, :] > index[:, None]) & (part > 0) & (square > 0)
     unexplained = 1 - shared**2 / (part * square).clamp_min(torch.finfo(torch.float64).tiny)  # sine squared
-    least = 0.0 if rank > before.shape[0] else COUNTERWEIGHT**2
-    found = proper & (unexplained <= UNEXPLAINED**2) & (rest >= least * part)
+    least = SAME if rank > before.shape[0] else COUNTERWEIGHT
+    found = proper & (unexplained <= UNEXPLAINED**2) & (rest >= least**2 * part)
     if not bool(found.any()):
         return None
     first, end = divmod(int(unexplained.masked_fill(~found, math.inf).argmin()), rank + 1)

@@ -9,6 +9,7 @@ from app.methods import Policy, ProbeName
 from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, Subject
 from worker.evaluation.checks import Check, Value, at_most
 from worker.evaluation.evaluate import SetScores
+from worker.evaluation.truth_ratio import choice, forget_quality, forget_truth, truth_ratios
 
 METRICS = ("probability", "extraction_strength", "exact_memorisation", "rouge_l_recall", "nll")
 FORGET = "forget"
@@ -25,6 +26,7 @@ class Recall:
         """Look."""
         seen = {model: subject.scores(model)[FORGET] for model in subject.models}
         measures = [measure for model, scores in seen.items() for measure in _measures(model, scores)]
+        measures.extend(_truth(subject))
         return Found(measures, forget_checks(subject.policy, seen["result"], seen[subject.reference]))
 
 
@@ -57,6 +59,21 @@ def forget_checks(policy: Policy, result: SetScores, reference: SetScores) -> li
         words = "nats per token by which the forget set is less likely than for a model that never saw it"
         checks.append(at_most("recall", "forget_nll_excess", words, excess, policy.max_forget_nll_excess))
     return checks
+
+
+def _truth(subject: Subject) -> Iterator[Measure]:
+    """Truth ratios, where records bring wrong answers, and whether they tell the result from the reference."""
+    choices = [found for record in subject.records[FORGET] if (found := choice(record)) is not None]
+    if not choices:
+        return
+    ratios = {}
+    for model in subject.models:
+        with subject.model(model) as loaded:
+            ratios[model] = truth_ratios(loaded, subject.tokenizer, choices, subject.encode, subject.batch_size)
+        yield Measure("forget_truth_ratio", model, forget_truth(ratios[model]), len(choices))
+    quality = forget_quality(ratios["result"], ratios[subject.reference])
+    against = f"against {subject.reference}"
+    yield Measure("forget_quality_log10_p", "result", quality.log10_p, len(choices), detail=against)
 
 
 def _measures(model: ModelName, scores: SetScores) -> Iterator[Measure]:
