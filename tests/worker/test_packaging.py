@@ -23,8 +23,8 @@ from app.adapters.archive import ArchiveDigest
 from app.attestations.statement import ATTESTATION_FILE
 from app.methods import Policy
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny, blur_method, encode
-from worker.evaluation.evaluate import SetScores, evaluate_model
 from worker.evaluation.checks import Gate, Value, at_least, at_most
+from worker.evaluation.evaluate import SetScores, evaluate_model
 from worker.packaging import (
     CardFacts,
     SetFacts,
