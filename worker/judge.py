@@ -1,6 +1,6 @@
-"""The process that judges a result: ``python -m worker.judge``, one request on its input, lines of JSON on its output.
+"""The process that judges a result: ``python -m worker.judge``, started by `worker.judging`.
 
-See `worker.judging`, which starts it.
+One request on its input, lines of JSON on its output.
 """
 
 from __future__ import annotations
