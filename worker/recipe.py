@@ -292,7 +292,11 @@ def _document(
 
 def _warn(lease: Lease, order: Order, last: Tried, judgement: Judgement) -> list[str]:
     """What a reader of the verdict should know; put into the history, too."""
-    warnings = reporting.missed_targets(order, last) + reporting.unknown_records(judgement)
+    warnings = [
+        *reporting.missed_targets(order, last),
+        *reporting.unknown_records(judgement),
+        *reporting.unfit_control(judgement),
+    ]
     for warning in warnings:
         lease.warn(warning)
     return warnings

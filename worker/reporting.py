@@ -188,6 +188,17 @@ def unknown_records(judgement: Judgement) -> list[str]:
     ]
 
 
+def unfit_control(judgement: Judgement) -> list[str]:
+    """That the control cannot be what it was named for."""
+    if not judgement.control_knows:
+        return []
+    shown = judgement.scores["control"]["forget"].probability
+    return [
+        f"the control shows the forget set itself (answer probability {shown:.3f}), so that it was hardly trained "
+        "without it; the base model alone was the reference instead"
+    ]
+
+
 def why(gate: Gate) -> str:
     """Which thresholds were missed."""
     missed = [

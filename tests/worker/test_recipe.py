@@ -527,18 +527,22 @@ def test_single_records_are_shown_by_their_line(llama: Tiny, monkeypatch: pytest
     assert mean == pytest.approx(evaluation.models.result.forget.probability)
 
 
-def test_a_control_stands_beside_the_others_and_is_the_reference(llama: Tiny, memorised: Tiny) -> None:
-    adapter, control = add_tiny_adapter(llama), add_tiny_adapter(memorised, "control")
-    policy = {**OPEN, "max_forget_probability": 0.2, "max_forget_nll_excess": 100}
+@pytest.mark.parametrize("knows", [False, True])
+def test_a_control_is_the_reference_unless_it_knows_the_records(llama: Tiny, memorised: Tiny, *, knows: bool) -> None:
+    adapter, control = add_tiny_adapter(llama), add_tiny_adapter(memorised if knows else llama, "control")
+    policy = {**OPEN, "max_forget_probability": 0.2 if knows else 0, "max_forget_nll_excess": 100}
     job = tiny_job(adapter, policy)
     change(UnlearnJob, job.id, control_version_id=versions(control)[0].id)
     execute(job.run_id, "w", get_settings(), carry_out)
     evaluation = evaluation_of(job)
     assert evaluation.models.control is not None
-    shown = evaluation.models.control.forget.probability
-    limit = next(check.limit for check in evaluation.gate.checks if check.name == "forget_probability")
-    assert limit == pytest.approx(shown)
-    assert shown > 0.5
+    shown, excess = evaluation.models.control.forget, evaluation.models.result.forget.nll
+    excess -= (evaluation.models.base.forget if knows else shown).nll
+    checks = {check.name: check for check in evaluation.gate.checks}
+    assert checks["forget_nll_excess"].value == pytest.approx(excess)
+    assert checks["forget_probability"].limit == pytest.approx(0.2 if knows else shown.probability)
+    assert any("the control shows the forget set itself" in warning for warning in evaluation.warnings) is knows
+    assert (shown.probability > 0.5) is knows
     assert evaluation.records is not None
     assert all(row.control is not None for row in evaluation.records.forget)
 

@@ -46,12 +46,14 @@ class Judgement:
         gate: verdict and checks.
         probes: reports, in the order of the battery.
         known_before: whether the source showed the forget set at all. Where it did not, passing says little.
+        control_knows: whether the control shows it too. It was then not taken as a reference.
     """
 
     scores: dict[ModelName, dict[str, SetScores]]
     gate: Gate
     probes: tuple[ProbeReport, ...]
     known_before: bool
+    control_knows: bool = False
 
 
 def judge(subject: LoadedSubject, on_probe: Callable[[ProbeName], None] = lambda _name: None) -> Judgement:
@@ -75,7 +77,7 @@ def judge(subject: LoadedSubject, on_probe: Callable[[ProbeName], None] = lambda
     scores = {model: dict(subject.scores(model)) for model in subject.models}
     reference = scores[subject.reference]["forget"]
     known = any(not check.passed for check in forget_checks(subject.policy, scores["source"]["forget"], reference))
-    return Judgement(scores, Gate.of(checks), tuple(reports), known)
+    return Judgement(scores, Gate.of(checks), tuple(reports), known, subject.control_knows)
 
 
 def _run(probe: Probe, subject: LoadedSubject) -> tuple[Found, bool]:

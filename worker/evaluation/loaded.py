@@ -16,12 +16,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.methods import Method, Policy
 from worker.evaluation.battery.base import ModelName
+from worker.evaluation.battery.recall import forget_checks
 from worker.evaluation.evaluate import SetScores, evaluate_model
 from worker.unlearning.encoding import Example, encode_records
 from worker.unlearning.lora import ADAPTER_NAME, attach_adapter, known_peft_warnings, read_config
 from worker.unlearning.models import context_length
 
 ON_TOP = "on_top"
+SHOWING = ("forget_probability", "forget_extraction_strength")  # of the control, what speaks against it
 MODELS: tuple[ModelName, ...] = ("base", "source", "control", "result")
 
 
@@ -63,8 +65,17 @@ class LoadedSubject:
 
     @property
     def reference(self) -> ModelName:
-        """Who stands for "never saw the records"."""
-        return "control" if "control" in self.models else "base"
+        """Who stands for "never saw the records": the control, if there is one that does not show them."""
+        return "control" if "control" in self.models and not self.control_knows else "base"
+
+    @property
+    def control_knows(self) -> bool:
+        """Whether the control itself shows the forget set, so that it may not loosen any limit."""
+        if "control" not in self.models:
+            return False
+        control, base = (self.scores(name)["forget"] for name in ("control", "base"))
+        checks = forget_checks(self.policy, control, base)
+        return any(not check.passed for check in checks if check.name in SHOWING)
 
     def examples(self, name: str) -> list[Example]:
         """A set's sequences; encoded once."""

@@ -126,5 +126,7 @@ def test_the_control_is_the_reference_where_there_is_one(llama: Tiny, memorised:
     folders = {"source": llama.adapter, "result": llama.adapter}
     without = subject_of(llama.base, **folders)
     assert (without.models, without.reference) == (("base", "source", "result"), "base")
-    given = subject_of(llama.base, **folders, control=memorised.adapter)
+    given = subject_of(llama.base, **folders, control=llama.adapter)
     assert (given.models, given.reference) == (("base", "source", "control", "result"), "control")
+    knows = subject_of(llama.base, **folders, control=memorised.adapter)
+    assert (knows.reference, knows.control_knows) == ("base", True), "or it would loosen every limit"
