@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from worker.evaluation.judgement import Judgement
 
 SECONDS_BETWEEN_LOOKS = 0.1
+NEEDED = (
+    "CUBLAS_", "CUDA_", "HF_", "HOME", "KMP_", "LANG", "LC_", "LD_LIBRARY_PATH", "MKL_", "NCCL_", "NVIDIA_", "OMP_",
+    "PATH", "PYTHON", "TMPDIR", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "TZ", "VIRTUAL_ENV",
+)  # fmt: skip
+"""Names of the environment that a judge is given begin so: where programs and libraries are, and how they compute."""
 _KILLED = -9
 
 
@@ -64,14 +69,16 @@ class Judge:
     """
 
     def __init__(self) -> None:
-        # Nothing of the service's settings: what is not there cannot leak. Its stderr may quote a record.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("LETHE_")}
+        # What is not there cannot leak. Its stderr may quote a record, so that nobody reads it.
+        environment = {name: value for name, value in os.environ.items() if name.startswith(NEEDED)}
+        environment.pop("HF_TOKEN", None)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "worker.judge"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
+            start_new_session=True,  # a signal to the worker's group is the worker's to handle
         )
 
     def __enter__(self) -> Judge:
@@ -108,6 +115,7 @@ class Judge:
             except queue.Empty:
                 continue
             if line is None:
+                check()  # whoever ended it may have told this process to stop, too
                 raise self._broken()
             message = json.loads(line)
             if "probe" in message:

@@ -276,6 +276,7 @@ def _document(
             "records": reporting.records(judgement, samples),
             "probes": [asdict(report) for report in judgement.probes],
             "gate": asdict(judgement.gate),
+            "reference": judgement.reference,
             "policy": order.policy,
             "method": last.method,
             "seed": order.seed,

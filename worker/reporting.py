@@ -30,6 +30,7 @@ UNTESTED: dict[ProbeName, str] = {
     "sampling": "sampled instead of greedy answers",
     "relearning": "whether fine-tuning on some of the forgotten records brings the others back",
 }
+JUST_SEEN = " (measured, not judged)"
 WHAT_TO_CHANGE = "The report says what may help: lethe report JOB, or the evaluation as text/html"
 NEVER_TESTED = (
     "translated questions, and questions that need several steps",
@@ -114,8 +115,10 @@ def tries(made: Sequence[Tried]) -> list[dict[str, object]]:
 
 def not_tested(judgement: Judgement) -> list[str]:
     """What the verdict says nothing about."""
-    looked = {report.name for report in judgement.probes if report.measured}
-    return [words for name, words in UNTESTED.items() if name not in looked] + list(NEVER_TESTED)
+    judged = {check.probe for check in judgement.gate.checks}
+    seen = {report.name for report in judgement.probes if report.measured} - judged
+    missing = [words + (JUST_SEEN if name in seen else "") for name, words in UNTESTED.items() if name not in judged]
+    return missing + list(NEVER_TESTED)
 
 
 def training(last: Tried) -> dict[str, object]:
@@ -190,12 +193,15 @@ def unknown_records(judgement: Judgement) -> list[str]:
 
 def unfit_control(judgement: Judgement) -> list[str]:
     """That the control cannot be what it was named for."""
-    if not judgement.control_knows:
+    if judgement.control_fits:
         return []
-    shown = judgement.scores["control"]["forget"].probability
+    control, base = (judgement.scores[name] for name in ("control", "base"))
+    shown, kept = control["forget"], control["retain"]
     return [
-        f"the control shows the forget set itself (answer probability {shown:.3f}), so that it was hardly trained "
-        "without it; the base model alone was the reference instead"
+        "the control does not look like an adapter that was trained alike but never on the forget set, so that the "
+        f"base model alone was the reference (forget set: answer probability {shown.probability:.3f}, NLL "
+        f"{shown.nll:.2f} per token against the base's {base['forget'].nll:.2f}; retain set: answer probability "
+        f"{kept.probability:.3f})"
     ]
 
 

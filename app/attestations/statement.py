@@ -72,7 +72,7 @@ class BaseModelFacts(_Part):
 
 
 class VersionFacts(_Part):
-    """A stored adapter version: the one that was unlearned from, or a control that never saw the forget set."""
+    """A stored adapter version: the one that was unlearned from, or one that the caller named as a control."""
 
     version: int
     weights_sha256: Sha256

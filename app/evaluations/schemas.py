@@ -217,6 +217,9 @@ class EvaluationDocument(BaseModel):
     result_weights_sha256: str
     models: Models
     gate: Gate
+    reference: Annotated[
+        ModelName, Field(description="Who stood for a model that never saw the forget set: base or control.")
+    ] = "base"
     policy: Policy
     method: StoredMethod
     seed: int

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from app.jobs.schemas import JobCreate
 from app.kit.problems import FieldError, Invalid, invalid_field, invalid_fields
-from app.methods import DEFAULT_POLICY, POLICIES, Policy
+from app.methods import AUDIT_POLICY, DEFAULT_POLICY, LIMITS, POLICIES, Policy
 
 _TRAINING = "training_"
 _LOWER_IS_STRICTER = "max_"
@@ -37,6 +37,9 @@ def policy(wanted: str | dict[str, Any]) -> Policy:
         raise invalid_fields(own)
     try:
         tightened = Policy.model_validate({**base.model_dump(), **changes, "name": f"{base.name}{TIGHTENED}"})
+        # A limit that nothing measures would be a promise that nothing keeps.
+        needed = [LIMITS[key] for key in changes if key in LIMITS and changes[key] is not None]
+        tightened = tightened.model_copy(update={"probes": tuple(dict.fromkeys((*tightened.probes, *needed)))})
     except ValidationError as error:
         items = error.errors(include_input=False, include_url=False)
         errors = [FieldError(f"/policy/{'/'.join(map(str, item['loc']))}", str(item["msg"])) for item in items]
@@ -45,6 +48,15 @@ def policy(wanted: str | dict[str, Any]) -> Policy:
     if loosened:
         raise invalid_fields(loosened)
     return tightened
+
+
+def wants_holdout(wanted: str | dict[str, Any]) -> bool:
+    """Whether a caller asked for a verdict on membership, which nothing can be said of without a holdout set.
+
+    The default policy judges membership where there is one, and says where there was none.
+    """
+    name = wanted if isinstance(wanted, str) else wanted.get("name", DEFAULT_POLICY.name)
+    return name == AUDIT_POLICY.name or (isinstance(wanted, dict) and "max_membership_auc_distance" in wanted)
 
 
 def _named(name: object, pointer: str) -> Policy:

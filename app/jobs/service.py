@@ -77,6 +77,10 @@ class JobService:
         policy = resolve.policy(request.policy)
         control = await self._control(request.control, adapter)
         sets = await self._sets(request, adapter)
+        if sets.holdout is None and resolve.wants_holdout(request.policy):
+            raise invalid_field(
+                "/holdout_set", "is needed by the limit on membership: look-alike records that were never trained on"
+            )
         requested_at = request.requested_at or datetime.now(UTC)
         run = Run(id=new_id("run"), tenant_id=self._tenant_id, adapter_id=adapter.id)
         job = UnlearnJob(
@@ -204,6 +208,9 @@ class JobService:
         version = await self._adapters.version(control.id, int(number or control.head))
         if version is None or version.status == "purged":
             raise invalid_field("/control", "has no such version; GET /adapters/{name}/versions lists them")
+        head = await self._adapters.version(adapter.id, adapter.head)
+        if head is not None and head.weights_sha256 == version.weights_sha256:
+            raise invalid_field("/control", "has the very weights of the adapter, which has seen the records")
         return version
 
     async def _sets(self, request: JobCreate, adapter: Adapter) -> _Sets:

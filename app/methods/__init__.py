@@ -38,12 +38,14 @@ from app.methods.method import (
     WeightedSumMethod,
     WeightedSumRequest,
 )
-from app.methods.policy import DEFAULT_POLICY, POLICIES, PROBES, Policy, ProbeName, Targets
+from app.methods.policy import AUDIT_POLICY, DEFAULT_POLICY, LIMITS, POLICIES, PROBES, Policy, ProbeName, Targets
 from app.methods.stopping import STOP_RULES, StopAtSteps, StopAtTargets, StopRule
 
 __all__ = [
+    "AUDIT_POLICY",
     "DEFAULT_POLICY",
     "FORGET_LOSSES",
+    "LIMITS",
     "METHOD",
     "METHOD_REQUEST",
     "METHOD_REQUESTS",

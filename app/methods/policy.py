@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from app.methods.fields import Strict
 
@@ -27,6 +27,30 @@ _Limit = _Share | None
 _Nats = Annotated[float, Field(ge=0, le=100)] | None
 
 
+LIMITS: dict[str, ProbeName] = {
+    "max_forget_probability": "recall",
+    "max_forget_extraction_strength": "recall",
+    "max_forget_rouge_l_recall": "recall",
+    "max_forget_nll_excess": "recall",
+    "min_retain_probability_ratio": "utility",
+    "min_retain_rouge_l_recall_ratio": "utility",
+    "min_neighbour_probability_ratio": "utility",
+    "max_general_nll_increase": "utility",
+    "max_rephrased_probability": "rephrasing",
+    "max_rephrased_extraction_strength": "rephrasing",
+    "max_membership_auc_distance": "membership",
+    "max_quantized_probability": "quantization",
+    "max_quantized_extraction_strength": "quantization",
+    "max_history_probability": "history",
+    "max_history_extraction_strength": "history",
+    "max_resurfaced_probability": "resurfacing",
+    "max_resurfaced_extraction_strength": "resurfacing",
+    "max_sampled_leak": "sampling",
+    "max_relearned_excess": "relearning",
+}
+"""Which probe measures for a threshold."""
+
+
 class Targets(Strict):
     """Where training may stop, by the quick probe of the stop rule (means over sampled sequences, in [0, 1])."""
 
@@ -38,9 +62,9 @@ class Targets(Strict):
 class Policy(Strict):
     """Acceptance thresholds of the gate, and the probes that measure for them (docs/evaluation.md).
 
-    Metrics are means over records. Limits on the forget set hold for the result; where the reference (a control, else
-    the base model alone) shows more than the limit, its own value is the limit. Ratios compare the result with the
-    source. A limit of null is not judged: the number is measured and reported. The thresholds named ``training_`` do
+    Metrics are means over records. Limits on the forget set hold for the result; where the base model alone shows more
+    than the limit, its own value is the limit. The reference is a control, else the base model alone. Ratios compare the
+    result with the source. A limit of null is not judged: the number is measured and reported. The thresholds named ``training_`` do
     not gate: training stops where they hold, so they leave the gate a margin.
     """
 
@@ -96,6 +120,15 @@ class Policy(Strict):
     training_max_forget_probability: _Share = 0.10
     training_max_forget_extraction_strength: _Share = 0.04
     training_min_retain_probability_ratio: _Share = 0.98
+
+    @field_validator("probes")
+    @classmethod
+    def _each_once(cls, probes: tuple[ProbeName, ...]) -> tuple[ProbeName, ...]:
+        return tuple(dict.fromkeys(probes))
+
+    def limits(self, probe: ProbeName) -> list[tuple[str, float | None]]:
+        """What a probe is held against: threshold and limit."""
+        return [(name, getattr(self, name)) for name, of in LIMITS.items() if of == probe]
 
     @property
     def targets(self) -> Targets:

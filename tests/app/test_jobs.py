@@ -295,17 +295,30 @@ async def test_a_policy_may_be_tightened(client: httpx.AsyncClient) -> None:
 
 async def test_a_named_policy_may_be_taken_and_added_to(client: httpx.AsyncClient) -> None:
     assert (await new_job(client, policy="fast"))["policy"] == POLICIES["fast"].model_dump(mode="json")
-    assert (await new_job(client, policy={"name": "audit"}))["policy"] == POLICIES["audit"].model_dump(mode="json")
-    more = {"name": "default", "probes": [*PROBES], "max_attempts": 3, "max_sampled_leak": 0.1}
+    holdout = await upload(client, "holdout", record("Nobody"))
+    audit = await new_job(client, policy={"name": "audit"}, holdout_set=holdout)
+    assert audit["policy"] == POLICIES["audit"].model_dump(mode="json")
+    more = {"name": "default", "probes": [*PROBES, "recall"], "max_attempts": 3, "max_sampled_leak": 0.1}
     policy = (await new_job(client, policy=more))["policy"]
-    assert {name: policy[name] for name in more} == more | {"name": "default.tightened"}
+    assert {name: policy[name] for name in more} == more | {"name": "default.tightened", "probes": [*PROBES]}
+
+
+async def test_a_limit_brings_the_probe_that_measures_for_it(client: httpx.AsyncClient) -> None:
+    policy = (await new_job(client, policy={"name": "fast", "max_sampled_leak": 0.1}))["policy"]
+    assert policy["probes"] == [*POLICIES["fast"].probes, "sampling"]
+
+
+@pytest.mark.parametrize("policy", ["audit", {"max_membership_auc_distance": 0.1}])
+async def test_a_verdict_on_membership_needs_a_holdout_set(client: httpx.AsyncClient, policy: Any) -> None:
+    response = await post_job(client, policy=policy)
+    assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, "/holdout_set")
 
 
 async def test_a_control_is_shown_by_name_and_version(client: httpx.AsyncClient) -> None:
     assert (await post_adapter(client, name="never-trained")).status_code == 201
     for control in ("never-trained", "never-trained@1"):
         assert (await new_job(client, control=control))["control"] == "never-trained@1"
-    for unknown in ("never-trained@2", "never-trained@1@1"):
+    for unknown in ("never-trained@2", "never-trained@1@1", "never-trained\x00", "never-trained\n"):
         response = await post_job(client, control=unknown)
         assert response.status_code == 422
         assert response.json()["errors"][0]["pointer"] == "/control"

@@ -40,7 +40,25 @@ def test_a_loss_is_never_replaced_by_itself() -> None:
 def test_where_too_little_was_kept_it_goes_gentler_and_longer(tries: int) -> None:
     changed, words = next_method(method(), tries, failed("utility"))
     assert changed == method(gamma=0.25, steps=200)
-    assert "too little was kept" in words
+    assert "too much was changed" in words
+
+
+@pytest.mark.parametrize(
+    ("probe", "name", "words", "gentler"),
+    [
+        ("recall", "forget_nll_excess", "x", True),
+        ("membership", "membership_auc_distance", "forgotten records are too little known", True),
+        ("membership", "membership_auc_distance", "forgotten records are too well known", False),
+        ("recall", "forget_probability", "x", False),
+        ("integrity", "integrity_violations", "byte for byte the source's", False),
+    ],
+)
+def test_over_forgetting_is_not_answered_by_forgetting_harder(
+    probe: ProbeName, name: str, words: str, *, gentler: bool
+) -> None:
+    gate = Gate.of([at_most(probe, name, words, Value(1.0, 1), 0.0)])
+    changed, _ = next_method(method(), 1, gate)
+    assert changed.gamma == (0.25 if gentler else 1.0)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("kind", METHODS)

@@ -11,9 +11,10 @@ from app.methods import ProbeName
 from worker.evaluation.battery import PROBES
 from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, NotApplicable, Probe
 from worker.evaluation.battery.recall import forget_checks
-from worker.evaluation.checks import Check, Gate
+from worker.evaluation.checks import Check, Gate, Value, at_most
 from worker.evaluation.evaluate import SetScores
 from worker.evaluation.loaded import LoadedSubject
+from worker.evaluation.tuning import Diverged
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,16 @@ class Judgement:
         gate: verdict and checks.
         probes: reports, in the order of the battery.
         known_before: whether the source showed the forget set at all. Where it did not, passing says little.
-        control_knows: whether the control shows it too. It was then not taken as a reference.
+        reference: who stood for a model that never saw the records.
+        control_fits: False where a control was named that cannot be what it was named for.
     """
 
     scores: dict[ModelName, dict[str, SetScores]]
     gate: Gate
     probes: tuple[ProbeReport, ...]
     known_before: bool
-    control_knows: bool = False
+    reference: ModelName
+    control_fits: bool
 
 
 def judge(subject: LoadedSubject, on_probe: Callable[[ProbeName], None] = lambda _name: None) -> Judgement:
@@ -75,9 +78,9 @@ def judge(subject: LoadedSubject, on_probe: Callable[[ProbeName], None] = lambda
         reports.append(ProbeReport(name, probe.title, probe.cost, applies, found.note, seconds, measures))
         checks.extend(found.checks)
     scores = {model: dict(subject.scores(model)) for model in subject.models}
-    reference = scores[subject.reference]["forget"]
-    known = any(not check.passed for check in forget_checks(subject.policy, scores["source"]["forget"], reference))
-    return Judgement(scores, Gate.of(checks), tuple(reports), known, subject.control_knows)
+    source, base = scores["source"]["forget"], scores["base"]["forget"]
+    known = any(not check.passed for check in forget_checks(subject.policy, source, base, base))
+    return Judgement(scores, Gate.of(checks), tuple(reports), known, subject.reference, subject.control_fits)
 
 
 def _run(probe: Probe, subject: LoadedSubject) -> tuple[Found, bool]:
@@ -85,3 +88,12 @@ def _run(probe: Probe, subject: LoadedSubject) -> tuple[Found, bool]:
         return probe.run(subject), True
     except NotApplicable as reason:
         return Found((), (), str(reason)), False
+    except Diverged as reason:
+        # What was to be judged and could not be fails; a probe that is only reported does not.
+        words = "could not be measured: further training diverged"
+        checks = [
+            at_most(probe.name, name.removeprefix("max_"), words, Value(None, 0), limit)
+            for name, limit in subject.policy.limits(probe.name)
+            if limit is not None
+        ]
+        return Found((), checks, str(reason)), False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,11 +20,14 @@ from worker.evaluation.battery.base import ModelName
 from worker.evaluation.battery.recall import forget_checks
 from worker.evaluation.evaluate import SetScores, evaluate_model
 from worker.unlearning.encoding import Example, encode_records
-from worker.unlearning.lora import ADAPTER_NAME, attach_adapter, known_peft_warnings, read_config
+from worker.unlearning.lora import ADAPTER_NAME, AdapterError, attach_adapter, known_peft_warnings, read_config
 from worker.unlearning.models import context_length
 
 ON_TOP = "on_top"
-SHOWING = ("forget_probability", "forget_extraction_strength")  # of the control, what speaks against it
+MOST_EXCESS_OF_A_CONTROL = 1.0  # nats per token beyond the base model alone
+# Tokens per sequence, unless the method has more. A method may train in shorter windows; what is asked here is
+# whether the model knows the records as they are.
+LEAST_LENGTH = 512
 MODELS: tuple[ModelName, ...] = ("base", "source", "control", "result")
 
 
@@ -56,7 +60,8 @@ class LoadedSubject:
         self.policy, self.method, self.seed, self.batch_size = policy, method, seed, batch_size
         self.models: tuple[ModelName, ...] = tuple(name for name in MODELS if name == "base" or name in folders)
         context = context_length(base.config)
-        self.max_length = min(method.max_length, context) if context else method.max_length
+        length = max(method.max_length, LEAST_LENGTH)
+        self.max_length = min(length, context) if context else length
         self._base, self._folders = base, folders
         self._attached: tuple[str, PeftModel, dict[str, Tensor]] | None = None
         self._lent = False
@@ -65,17 +70,23 @@ class LoadedSubject:
 
     @property
     def reference(self) -> ModelName:
-        """Who stands for "never saw the records": the control, if there is one that does not show them."""
-        return "control" if "control" in self.models and not self.control_knows else "base"
+        """Who stands for "never saw the records": the control, if there is one that looks like that."""
+        return "control" if "control" in self.models and self.control_fits else "base"
 
     @property
-    def control_knows(self) -> bool:
-        """Whether the control itself shows the forget set, so that it may not loosen any limit."""
+    def control_fits(self) -> bool:
+        """Whether the control can be what it was named for. One that cannot is shown, and compared with nothing.
+
+        It must not show the forget set more than the base alone may, not find it so unlikely that somebody has
+        unlearned it, and know what was to be kept.
+        """
         if "control" not in self.models:
-            return False
-        control, base = (self.scores(name)["forget"] for name in ("control", "base"))
-        checks = forget_checks(self.policy, control, base)
-        return any(not check.passed for check in checks if check.name in SHOWING)
+            return True
+        control, base, source = (self.scores(name) for name in ("control", "base", "source"))
+        policy = self.policy.model_copy(update={"max_forget_nll_excess": MOST_EXCESS_OF_A_CONTROL})
+        checks = forget_checks(policy, control["forget"], base["forget"], base["forget"])
+        kept = control["retain"].probability >= policy.min_retain_probability_ratio * source["retain"].probability
+        return kept and all(check.passed for check in checks)
 
     def examples(self, name: str) -> list[Example]:
         """A set's sequences; encoded once."""
@@ -92,11 +103,14 @@ class LoadedSubject:
         return self._folders[name]
 
     def scores(self, name: ModelName) -> Mapping[str, SetScores]:
-        """Recall of every set under a model; measured once."""
+        """Recall of every set under a model; measured once. Raises AdapterError where a score is not finite."""
         if name not in self._scores:
             sets = {of: self.examples(of) for of in self.records}
             with self.model(name) as model:
-                self._scores[name] = evaluate_model(model, self.tokenizer, sets, batch_size=self.batch_size)
+                found = evaluate_model(model, self.tokenizer, sets, batch_size=self.batch_size)
+            if not all(math.isfinite(score.nll) for scores in found.values() for score in scores.per_record):
+                raise AdapterError(f"under the {name} model a record has no finite likelihood")
+            self._scores[name] = found
         return self._scores[name]
 
     @contextmanager

@@ -18,6 +18,9 @@ from worker.unlearning.factors import Factors, GradientTaps, Sink
 from worker.unlearning.models import Head, hidden_states, pad_id
 from worker.unlearning.scoring import Tokens, token_nll, token_values
 
+# A job's own method stands for training as usual, but it does not get to make an attack harmless: its learning rate
+# counts only upwards from here, its batches only up to here.
+LEAST_RATE, MOST_ROWS, MAX_GRAD_NORM = 1e-4, 8, 1.0
 # Another order than the training had, under the same seed.
 TUNING_STREAM = max(FORGET_STREAM, RETAIN_STREAM) + 1
 

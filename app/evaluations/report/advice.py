@@ -50,7 +50,8 @@ def _too_little_known(evaluation: EvaluationRead) -> bool:
     differences = [m.value for probe in probes for m in probe.measures if m.name == "membership_auc_difference"]
     if differences:
         return max(differences, key=abs) < 0
-    reference = evaluation.models.control or evaluation.models.base
+    models = evaluation.models
+    reference = models.control if evaluation.reference == "control" and models.control else models.base
     return evaluation.models.result.forget.nll > reference.forget.nll
 
 

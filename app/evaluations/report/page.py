@@ -112,8 +112,8 @@ class KeyFigure:
 def _key_figures(evaluation: EvaluationRead) -> Iterator[KeyFigure]:
     models = evaluation.models
     before, after = models.source, models.result
-    reference = models.control or models.base
-    name = "control" if models.control else "base alone"
+    reference = getattr(models, evaluation.reference)
+    name = "control" if evaluation.reference == "control" else "base alone"
     for label, metric in (("Answer probability", "probability"), ("Extraction strength", "extraction_strength")):
         values = [getattr(each.forget, metric) for each in (before, after, reference)]
         yield KeyFigure(

@@ -179,8 +179,9 @@ def found(evaluation: EvaluationRead) -> str:
     """What shows of the records, in plain words."""
     models = evaluation.models
     before, after = models.source.forget, models.result.forget
-    reference = models.control or models.base
-    who = "An adapter that never saw them" if models.control else "The base model alone, which never saw them,"
+    reference = getattr(models, evaluation.reference)
+    control = evaluation.reference == "control"
+    who = "An adapter that never saw them" if control else "The base model alone, which never saw them,"
     kept = f"{number(models.source.retain.probability)} before and {number(models.result.retain.probability)} after"
     return (
         f"On a scale from 0 to 1, the adapter gave the true answers of the forget set a mean probability of "

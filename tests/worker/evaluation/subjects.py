@@ -65,6 +65,8 @@ class FakeSubject:
 
     tokenizer: PreTrainedTokenizerBase = field(init=False)
 
+    control_fits = True
+
     @property
     def models(self) -> Sequence[ModelName]:
         return [name for name in ("base", "source", "control", "result") if name == "base" or name in self.folders]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from app.methods import DEFAULT_POLICY
-from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny, blur_method, encode
+from tests.worker.conftest import CONTEXT, FORGET_RECORDS, RETAIN_RECORDS, Tiny, blur_method, encode
 from worker.evaluation.loaded import LoadedSubject
 from worker.evaluation.metrics import token_scores
 from worker.unlearning.models import load_base
@@ -129,4 +130,28 @@ def test_the_control_is_the_reference_where_there_is_one(llama: Tiny, memorised:
     given = subject_of(llama.base, **folders, control=llama.adapter)
     assert (given.models, given.reference) == (("base", "source", "control", "result"), "control")
     knows = subject_of(llama.base, **folders, control=memorised.adapter)
-    assert (knows.reference, knows.control_knows) == ("base", True), "or it would loosen every limit"
+    assert (knows.reference, knows.control_fits) == ("base", False)
+
+
+def test_what_is_asked_does_not_depend_on_how_training_cut_the_records(llama: Tiny) -> None:
+    folders = {"source": llama.adapter, "result": llama.adapter}
+    model, tokenizer = load_base(llama.base)
+    records = {"forget": FORGET_RECORDS, "retain": RETAIN_RECORDS}
+    lengths = {
+        LoadedSubject(
+            model, tokenizer, folders, records, policy=DEFAULT_POLICY, method=blur_method(max_length=length), seed=7
+        ).max_length
+        for length in (16, CONTEXT, 4096)
+    }
+    assert lengths == {CONTEXT}, "the model's context; short windows would hide prompts from the judge"
+
+
+def test_a_control_that_somebody_has_unlearned_does_not_fit(llama: Tiny, memorised: Tiny) -> None:
+    """Compared with an over-forgetting control, over-forgetting would not stand out."""
+    subject = subject_of(llama.base, source=llama.adapter, result=llama.adapter, control=llama.adapter)
+    assert subject.control_fits
+    scores = subject.scores("control")["forget"]
+    subject._scores["control"]["forget"] = replace(scores, nll=subject.scores("base")["forget"].nll + 1.5)
+    assert not subject.control_fits
+    ignorant = subject_of(llama.base, source=memorised.adapter, result=llama.adapter, control=llama.adapter)
+    assert not ignorant.control_fits, "it does not know what was to be kept"

@@ -10,7 +10,7 @@ import pytest
 
 from app.methods import POLICIES, PROBES, Policy
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny, encode
-from tests.worker.evaluation.subjects import FakeSubject, make_subject
+from tests.worker.evaluation.subjects import FakeSubject, adapter_that_knows, make_subject
 from worker.evaluation import battery
 from worker.evaluation.battery.base import Found, NotApplicable
 from worker.evaluation.battery.history import History
@@ -85,12 +85,12 @@ def test_truth_ratios_are_measured_where_records_bring_wrong_answers(llama: Tiny
 
 def test_utility_passes_who_knows_what_was_to_be_kept(llama: Tiny, folder: Path) -> None:
     found = Utility().run(make_subject(llama, folder, policy=STRICT))
+    assert "plain sentences are not judged" in found.note, "a random model finds them no likelier than any tokens"
     assert outcome(found) == dict.fromkeys(
         (
             "retain_probability_ratio",
             "retain_rouge_l_recall_ratio",
             "neighbour_probability_ratio",
-            "general_nll_increase",
         ),
         True,
     )
@@ -106,6 +106,18 @@ def test_utility_fails_who_forgot_that_too(llama: Tiny, folder: Path) -> None:
     assert not outcome(found)["neighbour_probability_ratio"]
     ratio = next(check.value for check in found.checks if check.name == "retain_probability_ratio")
     assert ratio == pytest.approx(subject.scores("base")["retain"].probability / known.probability)
+
+
+def test_plain_sentences_are_judged_where_the_base_makes_sense_of_them(
+    llama: Tiny, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = tuple(record["prompt"] + record["completion"] for record in RETAIN_RECORDS)
+    monkeypatch.setattr("worker.evaluation.battery.utility.GENERAL", known)
+    monkeypatch.setattr("worker.evaluation.battery.utility._says_something", lambda *_: True)
+    subject = make_subject(llama, folder, policy=STRICT)
+    assert outcome(Utility().run(subject))["general_nll_increase"]
+    subject.folders = {**subject.folders, "result": adapter_that_knows(llama, FORGET_RECORDS, folder / "only")}
+    assert not outcome(Utility().run(subject))["general_nll_increase"]
 
 
 def test_limits_that_a_policy_does_not_have_are_not_judged(llama: Tiny, folder: Path) -> None:

@@ -55,11 +55,14 @@ def test_result_that_remembers_fails_by_the_worst_way(llama: Tiny, folder: Path)
     assert check.description.endswith(max(seen, key=seen.__getitem__))
 
 
-def test_what_the_reference_shows_in_the_same_way_is_allowed(llama: Tiny, folder: Path) -> None:
+def test_what_the_base_shows_in_the_same_way_is_allowed_and_no_control(llama: Tiny, folder: Path) -> None:
     subject = make_subject(llama, folder, result="remembers")
     subject.folders = {**subject.folders, "control": subject.folders["source"]}
-    checks = Quantization().run(subject).checks
-    assert all(check.passed and check.limit == check.value for check in checks)
+    subject.policy = subject.policy.model_copy(update={"max_quantized_probability": 0.0})
+    found = Quantization().run(subject)
+    check = next(check for check in found.checks if check.name == "quantized_probability")
+    assert not check.passed
+    assert check.limit == values(found, "quantized_probability", "base")[check.description.rsplit(": ", 1)[1]]
 
 
 def test_base_model_as_reference_is_rounded_without_an_adapter(llama: Tiny, folder: Path) -> None:

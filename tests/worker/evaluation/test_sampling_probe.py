@@ -27,7 +27,7 @@ def test_result_that_never_saw_the_records_passes_and_the_source_leaks(llama: Ti
     assert (check.name, check.value, check.limit, check.passed) == ("sampled_leak", 0.0, 0.05, True)
     source = values(found, "source")
     assert source["leak@16"] >= source["leak@1"] > 0
-    assert {measure.model for measure in found.measures} == {"source", "control", "result"}
+    assert {measure.model for measure in found.measures} == {"base", "source", "control", "result"}
     assert "4 of 4 records" in found.note
 
 
@@ -44,12 +44,12 @@ def test_result_that_remembers_fails_with_an_interval(llama: Tiny, folder: Path)
     assert check.low <= check.value <= check.high
 
 
-def test_what_the_reference_leaks_is_allowed(llama: Tiny, folder: Path) -> None:
+def test_what_a_control_leaks_is_no_excuse(llama: Tiny, folder: Path) -> None:
     known = {"forget": RETAIN_RECORDS, "retain": RETAIN_RECORDS}
     found = Sampling().run(make_subject(llama, folder, policy=AUDIT_POLICY, records=known))
     (check,) = found.checks
-    assert check.value == check.limit == values(found, "control")["leak@16"] > 0.05
-    assert check.passed
+    assert check.value == values(found, "control")["leak@16"] > check.limit
+    assert not check.passed
 
 
 def test_answers_that_their_prompts_hold_are_left_out(llama: Tiny, folder: Path) -> None:

@@ -24,7 +24,7 @@ class History:
         earlier = [name for name in subject.records if name.startswith(PREFIX)]
         if not earlier:
             raise NotApplicable("no records of earlier requests on this adapter are still held")
-        result, reference = subject.scores("result"), subject.scores(subject.reference)
+        result, base = subject.scores("result"), subject.scores("base")
         limits = {
             "probability": subject.policy.max_history_probability,
             "extraction_strength": subject.policy.max_history_extraction_strength,
@@ -34,7 +34,7 @@ class History:
             of_metric = []
             for name in earlier:
                 job, records = name[len(PREFIX) :], result[name].records
-                value, never_seen = getattr(result[name], metric), getattr(reference[name], metric)
+                value, never_seen = getattr(result[name], metric), getattr(base[name], metric)
                 measures.append(Measure(f"history_{metric}", "result", value, records, detail=job))
                 if limit is not None:
                     words = f"mean {metric.replace('_', ' ')} on the forget set of {job}, the worst earlier one"

@@ -54,12 +54,12 @@ class Quantization:
         sets = {"forget": subject.examples("forget"), "retain": retain}
         try:
             result = _seen(subject, "result", sets)
-            never_seen = _seen(subject, subject.reference, {"forget": sets["forget"]})
+            never_seen = _seen(subject, "base", {"forget": sets["forget"]})
         except RoundingError as error:
             raise NotApplicable(str(error)) from error
         measures = [
             *_measures("quantized", "result", result["forget"]),
-            *_measures("quantized", subject.reference, never_seen["forget"]),
+            *_measures("quantized", "base", never_seen["forget"]),
             *_measures("quantized_retain", "result", result["retain"], metrics=METRICS[:1]),
         ]
         note = (

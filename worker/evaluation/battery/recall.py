@@ -27,16 +27,17 @@ class Recall:
         seen = {model: subject.scores(model)[FORGET] for model in subject.models}
         measures = [measure for model, scores in seen.items() for measure in _measures(model, scores)]
         measures.extend(_truth(subject))
-        return Found(measures, forget_checks(subject.policy, seen["result"], seen[subject.reference]))
+        return Found(measures, forget_checks(subject.policy, seen["result"], seen["base"], seen[subject.reference]))
 
 
-def forget_checks(policy: Policy, result: SetScores, reference: SetScores) -> list[Check]:
+def forget_checks(policy: Policy, result: SetScores, base: SetScores, reference: SetScores) -> list[Check]:
     """What the policy asks of the forget set.
 
     Args:
         policy: limits.
         result: under the model that is judged.
-        reference: under a model that never saw the records.
+        base: under the base model alone: what it shows is allowed. No other model loosens a limit.
+        reference: under a model that never saw the records, which over-forgetting is measured from.
     """
     limits = (
         ("probability", policy.max_forget_probability, "answer probability"),
@@ -50,7 +51,7 @@ def forget_checks(policy: Policy, result: SetScores, reference: SetScores) -> li
             f"mean {words} on the forget set after unlearning",
             Value(getattr(result, metric), result.records),
             limit,
-            getattr(reference, metric) if reference.records else None,
+            getattr(base, metric) if base.records else None,
         )
         for metric, limit, words in limits
     ]

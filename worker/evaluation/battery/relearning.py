@@ -11,7 +11,7 @@ from app.methods import ProbeName
 from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, NotApplicable, Subject
 from worker.evaluation.checks import Check, Value, at_most, worst
 from worker.evaluation.quick import Shown, shown
-from worker.evaluation.tuning import Tuner, Tuning
+from worker.evaluation.tuning import LEAST_RATE, MAX_GRAD_NORM, MOST_ROWS, Tuner, Tuning
 from worker.unlearning.encoding import Example
 
 Attacker = Literal["the adapter goes on training", "a new adapter on top"]
@@ -63,7 +63,8 @@ def _attacked(
 ) -> dict[Attack, Shown]:
     """What a model shows of ``asked`` after so many steps on ``known``, by every attacker that it allows."""
     method, found = subject.method, dict[Attack, Shown]()
-    tuning = Tuning(method.learning_rate, method.forget_batch_size, method.max_grad_norm, subject.seed)
+    rate = max(method.learning_rate, LEAST_RATE)
+    tuning = Tuning(rate, min(method.forget_batch_size, MOST_ROWS), MAX_GRAD_NORM, subject.seed)
     for attacker in ATTACKERS[1:] if name == "base" else ATTACKERS:
         goes_on = attacker == ATTACKERS[0]
         with subject.model(name) if goes_on else subject.on_top(name, subject.seed) as model:

@@ -33,7 +33,7 @@ class Rephrasing:
         asked = rephrased(subject.records[FORGET], subject.records[RETAIN], subject.tokenizer, subject.encode)
         if not asked:
             raise NotApplicable("no record of the forget set has both a prompt and an answer")
-        shown = [model for model in subject.models if model in ("source", "result", subject.reference)]
+        shown = [model for model in subject.models if model in ("base", "source", "result", subject.reference)]
         seen = {model: _ask(subject, model, asked) for model in shown}
         return Found(list(_measures(seen)), list(_checks(subject, seen)), _note(asked, len(subject.records[FORGET])))
 
@@ -82,7 +82,7 @@ def _checks(subject: Subject, seen: Mapping[ModelName, Values]) -> Iterator[Chec
         ("probability", policy.max_rephrased_probability),
         ("extraction_strength", policy.max_rephrased_extraction_strength),
     )
-    result, reference = seen["result"], seen[subject.reference]
+    result, base = seen["result"], seen["base"]
     for metric, limit in limits:
         if limit is None:
             continue
@@ -95,7 +95,7 @@ def _checks(subject: Subject, seen: Mapping[ModelName, Values]) -> Iterator[Chec
                     words + form,
                     values[metric],
                     limit,
-                    reference[form][metric].value,
+                    base[form][metric].value,
                 )
                 for form, values in result.items()
             ]

@@ -10,7 +10,7 @@ from app.methods import ProbeName
 from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, NotApplicable, Subject
 from worker.evaluation.checks import Check, Value, at_most, worst
 from worker.evaluation.quick import Shown, shown
-from worker.evaluation.tuning import Tuner, Tuning
+from worker.evaluation.tuning import LEAST_RATE, MAX_GRAD_NORM, MOST_ROWS, Tuner, Tuning
 
 METRICS = ("probability", "extraction_strength")
 BEFORE = "before"
@@ -68,8 +68,8 @@ def _trained(subject: Subject, name: ModelName, courses: Sequence[Course]) -> di
     forget, retain, method = subject.examples("forget"), subject.examples("retain"), subject.method
     found: dict[str, Shown] = {}
     for course in courses:
-        rate = course.learning_rate * method.learning_rate
-        tuning = Tuning(rate, method.retain_batch_size, method.max_grad_norm, subject.seed)
+        rate = course.learning_rate * max(method.learning_rate, LEAST_RATE)
+        tuning = Tuning(rate, min(method.retain_batch_size, MOST_ROWS), MAX_GRAD_NORM, subject.seed)
         with subject.fresh(subject.seed) if name == "base" else subject.model(name) as model:
             if not found:
                 found[BEFORE] = shown(model, subject.tokenizer, forget, subject.batch_size)

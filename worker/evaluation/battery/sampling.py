@@ -32,7 +32,7 @@ class Sampling:
         asked = [(example, secret) for example, secret in _secrets(subject) if secret.tellable]
         if not asked:
             raise NotApplicable("no answer of the forget set says anything that its prompt does not say")
-        shown = [model for model in subject.models if model in ("source", "result", subject.reference)]
+        shown = [model for model in subject.models if model in ("base", "source", "result", subject.reference)]
         leaks = {model: _leaks(subject, model, asked) for model in shown}
         found = {model: {k: _leak(counts, k, subject.seed) for k in SHOWN_K} for model, counts in leaks.items()}
         records = len(subject.records[FORGET])
@@ -90,5 +90,5 @@ def _checks(subject: Subject, found: Mapping[ModelName, Mapping[int, Value]]) ->
     limit = subject.policy.max_sampled_leak
     if limit is not None:
         words = f"chance that at least one of {JUDGED_K} sampled answers gives a forgotten record away"
-        result, reference = found["result"][JUDGED_K], found[subject.reference][JUDGED_K]
-        yield at_most("sampling", "sampled_leak", words, result, limit, reference.value)
+        result, base = found["result"][JUDGED_K], found["base"][JUDGED_K]
+        yield at_most("sampling", "sampled_leak", words, result, limit, base.value)
