@@ -62,10 +62,10 @@ class Targets(Strict):
 class Policy(Strict):
     """Acceptance thresholds of the gate, and the probes that measure for them (docs/evaluation.md).
 
-    Metrics are means over records. Limits on the forget set hold for the result; where the base model alone shows more
-    than the limit, its own value is the limit. The reference is a control, else the base model alone. Ratios compare the
-    result with the source. A limit of null is not judged: the number is measured and reported. The thresholds named ``training_`` do
-    not gate: training stops where they hold, so they leave the gate a margin.
+    Metrics are means over records. Limits on the forget set hold for the result; where the base model alone shows
+    more than the limit, its own value is the limit. The reference is a control, else the base model alone. Ratios
+    compare the result with the source. A limit of null is not judged: the number is measured and reported. The
+    thresholds named ``training_`` do not gate: training stops where they hold, so they leave the gate a margin.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._-]*$")] = "default"

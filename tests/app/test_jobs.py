@@ -31,6 +31,7 @@ from app.methods import (
     BlurRequest,
 )
 from app.settings import Settings
+from tests.app import tiny
 from tests.app.conftest import post_adapter, post_job, record, upload
 
 pytestmark = pytest.mark.usefixtures("adapter")
@@ -315,13 +316,20 @@ async def test_a_verdict_on_membership_needs_a_holdout_set(client: httpx.AsyncCl
 
 
 async def test_a_control_is_shown_by_name_and_version(client: httpx.AsyncClient) -> None:
-    assert (await post_adapter(client, name="never-trained")).status_code == 201
+    other = tiny.adapter_file()[:-1] + b"\x01"
+    assert (await post_adapter(client, name="never-trained", weights=other)).status_code == 201
     for control in ("never-trained", "never-trained@1"):
         assert (await new_job(client, control=control))["control"] == "never-trained@1"
     for unknown in ("never-trained@2", "never-trained@1@1", "never-trained\x00", "never-trained\n"):
         response = await post_job(client, control=unknown)
         assert response.status_code == 422
         assert response.json()["errors"][0]["pointer"] == "/control"
+
+
+async def test_the_adapter_under_another_name_is_no_control(client: httpx.AsyncClient) -> None:
+    assert (await post_adapter(client, name="the-same")).status_code == 201
+    response = await post_job(client, control="the-same")
+    assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, "/control")
 
 
 async def test_a_control_on_another_base_model_is_refused(client: httpx.AsyncClient, engine: Engine) -> None:

@@ -49,6 +49,7 @@ def evaluation(
             model: {name: _means(rows[name], model) for name in sets} for model in models
         },
         "gate": {"verdict": "passed" if passed else "failed", "checks": checks},
+        "reference": "control" if control else "base",
         "policy": policy,
         "method": BlurRequest().resolve(40).model_dump(mode="json"),
         "seed": 7041,
