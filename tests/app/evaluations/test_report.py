@@ -142,7 +142,8 @@ def hostile(value: Any, key: str = "") -> Any:
         return {name: each if name in {"method", "policy"} else hostile(each, name) for name, each in value.items()}
     if isinstance(value, list):
         return [hostile(each, key) for each in value]
-    fixed = {"verdict", "comparison", "probe", "model", "cost", "reason", "reference"} | ({"name"} if value in PROBES else set())
+    fixed = {"verdict", "comparison", "probe", "model", "cost", "reason", "reference"}
+    fixed |= {"name"} if value in PROBES else set()
     return HOSTILE if isinstance(value, str) and key not in fixed else value
 
 
