@@ -117,13 +117,17 @@ class LoadedSubject:
     def model(self, name: ModelName) -> Iterator[nn.Module]:
         """A model. What a probe does to its factors is gone when the block ends."""
         with self._lending():
-            yield self._base if name == "base" and self._detached() else self._adapter(name)
+            if name == "base":
+                self._detach()
+                yield self._base
+            else:
+                yield self._adapter(name)
 
     @contextmanager
     def fresh(self, seed: int) -> Iterator[nn.Module]:
         """The base model with a new adapter of the source's rank and modules."""
         with self._lending():
-            self._detached()
+            self._detach()
             with known_peft_warnings(), _drawn_from(seed):
                 model = PeftModel(self._base, self._blank(), adapter_name=ADAPTER_NAME)
             try:
@@ -139,7 +143,7 @@ class LoadedSubject:
                 yield model
             return
         with self._lending():
-            self._detached()
+            self._detach()
             stacked = attach_adapter(self._base, self._folders[name])
             with known_peft_warnings(), _drawn_from(seed):
                 stacked.add_adapter(ON_TOP, self._blank())
@@ -165,17 +169,16 @@ class LoadedSubject:
             held, model, factors = self._attached
             if held == name and _unchanged(model, factors):
                 return model.eval()
-        self._detached()
+        self._detach()
         model = attach_adapter(self._base, self._folders[name])
         self._attached = name, model, {key: factor.detach().clone() for key, factor in _factors(model).items()}
         return model
 
-    def _detached(self) -> bool:
+    def _detach(self) -> None:
         """Take off whatever adapter is on the base model."""
         if self._attached is not None:
             _take_off(self._attached[1])
             self._attached = None
-        return True
 
     def _blank(self) -> Any:  # noqa: ANN401 - peft's LoraConfig
         """The source's configuration, for an adapter whose B factors start at zero."""

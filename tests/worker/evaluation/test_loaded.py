@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from app.methods import DEFAULT_POLICY
 from tests.worker.conftest import CONTEXT, FORGET_RECORDS, RETAIN_RECORDS, Tiny, blur_method, encode
 from worker.evaluation.loaded import LoadedSubject
 from worker.evaluation.metrics import token_scores
+from worker.unlearning.lora import AdapterError
 from worker.unlearning.models import load_base
 
 
@@ -155,3 +157,12 @@ def test_a_control_that_somebody_has_unlearned_does_not_fit(llama: Tiny, memoris
     assert not subject.control_fits
     ignorant = subject_of(llama.base, source=memorised.adapter, result=llama.adapter, control=llama.adapter)
     assert not ignorant.control_fits, "it does not know what was to be kept"
+
+
+def test_a_score_that_is_not_finite_is_an_error(subject: LoadedSubject, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = subject.scores("result")
+    broken = replace(scores["forget"].per_record[0], nll=math.nan)
+    found = {**scores, "forget": replace(scores["forget"], per_record=(broken,))}
+    monkeypatch.setattr("worker.evaluation.loaded.evaluate_model", lambda *_args, **_kwargs: found)
+    with pytest.raises(AdapterError, match="under the source model a record has no finite likelihood"):
+        subject.scores("source")

@@ -15,8 +15,10 @@ from worker.evaluation import battery
 from worker.evaluation.battery.base import Found, NotApplicable
 from worker.evaluation.battery.history import History
 from worker.evaluation.battery.recall import Recall
+from worker.evaluation.battery.resurfacing import Resurfacing
 from worker.evaluation.battery.utility import GENERAL, NEIGHBOUR_SHARE, Utility, neighbours
 from worker.evaluation.judgement import judge
+from worker.evaluation.tuning import Diverged
 from worker.unlearning.encoding import Example
 
 STRICT = Policy(max_forget_nll_excess=1.0, min_neighbour_probability_ratio=0.85, max_general_nll_increase=0.5)
@@ -192,6 +194,26 @@ def test_probes_that_do_not_apply_are_reported_and_neither_pass_nor_fail(
     without = judge(subject)
     assert next((r.name, r.measured, r.note) for r in without.probes) == ("recall", False, "nothing to look at")
     assert {check.probe for check in without.gate.checks} == {"utility"}
+
+
+class Diverging(Resurfacing):
+    """Cannot be measured."""
+
+    def run(self, subject: Any) -> Found:
+        raise Diverged("further training diverged")
+
+
+@pytest.mark.parametrize("judged", [True, False])
+def test_what_was_to_be_judged_and_diverged_fails(
+    llama: Tiny, folder: Path, monkeypatch: pytest.MonkeyPatch, *, judged: bool
+) -> None:
+    limits = {"max_resurfaced_probability": 0.25} if judged else {}
+    policy = Policy(probes=("recall", "utility", "resurfacing"), **limits)
+    subject: Any = make_subject(llama, folder, policy=policy)
+    monkeypatch.setattr("worker.evaluation.judgement.PROBES", {**battery.PROBES, "resurfacing": Diverging()})
+    found = judge(subject)
+    assert [check.name for check in found.gate.checks if not check.passed] == ["resurfaced_probability"] * judged
+    assert (found.probes[-1].measured, found.probes[-1].note) == (False, "further training diverged")
 
 
 def test_a_source_that_never_showed_the_records_is_noticed(llama: Tiny, folder: Path) -> None:
