@@ -45,8 +45,9 @@ bench-engine: $(STAMP) ## Speed and memory of a step against a weighted sum; ARG
 bench-quality: $(STAMP) ## What every loss and combiner keeps and forgets; ARGS="--json FILE"
 	@$(PYTHON) -m benchmarks.quality $(ARGS)
 
-docs: $(STAMP) ## Write docs/losses.md from the methods' schemas
+docs: $(STAMP) ## Write the pages that are generated from the code
 	@$(PYTHON) -m app.methods.reference > docs/losses.md
+	@$(PYTHON) -m app.problems.reference > docs/api/problems.md
 
 lint: $(STAMP) ## Check style and format
 	@$(PYTHON) -m ruff check $(SOURCES)

@@ -29,13 +29,15 @@ from app.kit import logs, problems
 from app.kit.body_limit import BodyLimit
 from app.kit.db import make_async_engine
 from app.kit.storage import LocalStorage
+from app.problems.endpoints import router as problem_kinds
 from app.settings import Settings, get_settings
 
 DESCRIPTION = """\
 Removes chosen records from LoRA adapters of causal language models: upload the records, ask for a job, poll it,
 download the unlearned adapter. Errors are `application/problem+json` (RFC 9457) and never quote what was sent.
 """
-PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys"}
+PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys", "/problems"}
+PUBLIC_BELOW = "/problems/"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 log = structlog.get_logger("app.requests")
 
@@ -58,7 +60,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     uploads = dict.fromkeys(("/datasets", "/adapters"), settings.max_upload_bytes)
     app.add_middleware(BodyLimit, usual=settings.max_json_bytes, uploads=uploads)
     app.middleware("http")(_identify)
-    for router in (health, base_models, adapters, datasets, jobs, attestations, audit, catalogue.router):
+    for router in (
+        health,
+        base_models,
+        adapters,
+        datasets,
+        jobs,
+        attestations,
+        audit,
+        catalogue.router,
+        problem_kinds,
+    ):
         app.include_router(router)
     _describe_problems(app)
     return app
@@ -78,7 +90,7 @@ async def _identify(request: Request, call_next: Callable[[Request], Awaitable[R
     request.state.request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
     try:
         _refuse_nul(request)
-        if request.url.path not in PUBLIC:
+        if not _is_public(request.url.path):
             request.state.tenant = await authenticate(request)
         response = await call_next(request)
     except problems.Problem as problem:
@@ -94,7 +106,7 @@ async def _identify(request: Request, call_next: Callable[[Request], Awaitable[R
         response = problems.on_crash(request, error)
     response.headers["X-Request-Id"] = request.state.request_id
     route = request.scope.get("route")
-    if request.url.path not in PUBLIC:
+    if not _is_public(request.url.path):
         log.info(
             "request",
             method=request.method,
@@ -104,6 +116,10 @@ async def _identify(request: Request, call_next: Callable[[Request], Awaitable[R
             request_id=request.state.request_id,
         )
     return response
+
+
+def _is_public(path: str) -> bool:
+    return path in PUBLIC or path.startswith(PUBLIC_BELOW)
 
 
 def _refuse_nul(request: Request) -> None:

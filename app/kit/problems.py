@@ -187,8 +187,9 @@ def on_crash(request: Request, error: Exception) -> JSONResponse:
 def render(request: Request, problem: Problem) -> JSONResponse:
     """The HTTP answer of a problem."""
     document = {
-        "type": f"/docs/problems#{problem.code}",
-        "title": problem.status.phrase,
+        # Where the service explains the code (app/problems).
+        "type": f"/problems/{problem.code}",
+        "title": title_of(problem.code),
         "status": int(problem.status),
         "detail": _sendable(problem.detail),
         "code": problem.code,
@@ -198,6 +199,11 @@ def render(request: Request, problem: Problem) -> JSONResponse:
         ],
     }
     return JSONResponse(document, int(problem.status), headers=problem.headers, media_type=MEDIA_TYPE)
+
+
+def title_of(code: str) -> str:
+    """What a code says, in words: the same in every answer that carries it."""
+    return code.replace("_", " ").capitalize()
 
 
 def _sendable(text: str) -> str:

@@ -17,10 +17,11 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 
 from app.kit.db import make_async_engine
 from app.main import create_app
+from app.problems.codes import CODES
 from app.settings import Settings
 from tests.app.conftest import post_job, upload
 
-PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys"}
+PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys", "/problems", "/problems/{code}"}
 KEYS = {"type", "title", "status", "detail", "code", "request_id", "errors"}
 
 
@@ -36,7 +37,9 @@ def check_problem(response: httpx.Response) -> dict[str, Any]:
     document: dict[str, Any] = response.json()
     assert set(document) == KEYS
     assert document["status"] == response.status_code
-    assert re.fullmatch(r"[a-z_]+", document["code"])
+    assert CODES[document["code"]].status == document["status"]
+    assert document["type"] == f"/problems/{document['code']}"
+    assert document["title"] == CODES[document["code"]].title
     assert document["request_id"] == response.headers["x-request-id"]
     assert all(set(error) == {"pointer", "detail"} for error in document["errors"])
     return document

@@ -13,10 +13,12 @@ import typer.main
 from app.audit.actions import ACTIONS, Action
 from app.audit.chain import Kind
 from app.cli import app as command_line
-from app.kit import problems
+from app.kit.problems import Problem
 from app.main import create_app
 from app.methods import FORGET_LOSSES, METHOD_REQUESTS, RETAIN_LOSSES, STOP_RULES, Policy
 from app.methods.reference import reference
+from app.problems.codes import CODES
+from app.problems.reference import reference as problems_page
 from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -50,21 +52,31 @@ def test_every_call_is_in_the_api_guide() -> None:
     assert missing == []
 
 
-def test_every_error_code_is_in_the_api_guide() -> None:
-    kinds = [
-        kind for kind in vars(problems).values() if isinstance(kind, type) and issubclass(kind, problems.Problem)
-    ]
-    used = {kind.code for kind in kinds}
-    assert len(used) > 6
-    assert [code for code in used if f"`{code}`" not in DOCS["api.md"]] == []
+def kinds_of_problems(kind: type[Problem] = Problem) -> Iterator[type[Problem]]:
+    """Every kind of problem in the application, which is loaded as a whole."""
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from kinds_of_problems(narrower)
 
 
-def test_every_code_of_a_failed_job_is_in_the_api_guide() -> None:
+def test_every_kind_of_problem_has_a_page() -> None:
+    kinds = [kind for kind in kinds_of_problems() if kind.__module__.startswith("app.")]
+    assert len(kinds) > 9
+    for kind in kinds:
+        assert kind.code in CODES, f"{kind.__name__}: add {kind.code!r} to app/problems/codes.py"
+        assert CODES[kind.code].status == kind.status, kind
+
+
+def test_every_code_of_a_failed_job_has_a_page() -> None:
     source = "".join(path.read_text() for path in (ROOT / "worker").glob("*.py"))
     codes = set(re.findall(r'JobError\(\s*"([a-z_]+)"', source)) | set(re.findall(r'"code": "([a-z_]+)"', source))
     codes |= set(re.findall(r'Error: "([a-z_]+)"', source)) | set(re.findall(r'_fail\(lease, "([a-z_]+)"', source))
     assert len(codes) > 8
-    assert [code for code in codes if f"`{code}`" not in DOCS["api.md"]] == []
+    assert codes == {code.code for code in CODES.values() if code.of_jobs}
+
+
+def test_the_page_of_codes_is_the_one_that_the_registry_gives() -> None:
+    assert (ROOT / "docs/api/problems.md").read_text() == problems_page(), "run `make docs`"
 
 
 def test_the_page_of_knobs_is_the_one_that_the_schemas_give() -> None:
