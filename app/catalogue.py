@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from app.dependencies import TenantDep
+from app.auth.guard import GuardedRoute
+from app.dependencies import TenantDep, requires
 from app.kit.problems import responses
 from app.methods import (
     FORGET_LOSSES,
@@ -21,7 +22,7 @@ from app.methods import (
     describe,
 )
 
-router = APIRouter(tags=["catalogue"])
+router = APIRouter(tags=["catalogue"], route_class=GuardedRoute)
 
 
 class KnobsRead(BaseModel):
@@ -60,7 +61,12 @@ class PolicyList(BaseModel):
     next_cursor: str | None = None
 
 
-@router.get("/methods", operation_id="list_methods", responses=responses(HTTPStatus.UNAUTHORIZED))
+@router.get(
+    "/methods",
+    dependencies=[requires("jobs:write", "jobs:read")],
+    operation_id="list_methods",
+    responses=responses(HTTPStatus.UNAUTHORIZED),
+)
 async def methods(_tenant: TenantDep) -> MethodList:
     """Methods, losses and stop rules: their defaults, and what every knob does."""
     return MethodList(
@@ -84,7 +90,12 @@ def _knobs(members: Mapping[str, type[BaseModel]]) -> list[dict[str, Any]]:
     ]
 
 
-@router.get("/policies", operation_id="list_policies", responses=responses(HTTPStatus.UNAUTHORIZED))
+@router.get(
+    "/policies",
+    dependencies=[requires("jobs:write", "jobs:read")],
+    operation_id="list_policies",
+    responses=responses(HTTPStatus.UNAUTHORIZED),
+)
 async def policies(_tenant: TenantDep) -> PolicyList:
     """Named acceptance policies and their thresholds."""
     return PolicyList(data=list(POLICIES.values()))

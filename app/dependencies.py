@@ -6,18 +6,18 @@ from collections.abc import AsyncIterator
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.params import Depends as Dependency
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
 from app.audit.record import ACTOR
+from app.auth.guard import Guard
 from app.auth.keys import key_hash
+from app.auth.scopes import Scope
 from app.auth.tables import ApiKey
 from app.kit.problems import Unauthenticated
 from app.kit.storage import Storage
 from app.settings import Settings
-
-_bearer = HTTPBearer(auto_error=False, description="An API key: `Authorization: Bearer lethe_...`")
 
 
 def settings_of(request: Request) -> Settings:
@@ -47,9 +47,10 @@ SessionDep = Annotated[AsyncSession, Depends(open_session, scope="function")]
 
 
 async def authenticate(request: Request) -> str:
-    """The tenant of the caller's key, whose id goes into the request's state. Called before anything else is read.
+    """The tenant of the caller's key, whose id and scopes go into the request's state.
 
-    A session of its own, closed at once: an upload that takes an hour must not hold a connection for it.
+    Called before anything else is read. A session of its own, closed at once: an upload that takes an hour must not
+    hold a connection for it.
 
     Raises:
         Unauthenticated: no key, or one that is unknown or revoked.
@@ -59,16 +60,25 @@ async def authenticate(request: Request) -> str:
     if scheme.lower() != "bearer" or not key:
         raise Unauthenticated("send an API key as 'Authorization: Bearer lethe_...'", headers=challenge)
     digest = key_hash(key, settings_of(request).pepper)
-    statement = select(ApiKey.id, ApiKey.tenant_id).where(ApiKey.hash == digest, ApiKey.revoked_at.is_(None))
+    columns = select(ApiKey.id, ApiKey.scopes, ApiKey.tenant_id)
+    statement = columns.where(ApiKey.hash == digest, ApiKey.revoked_at.is_(None))
     async with request.app.state.sessions() as session:
-        found = cast("Row[str, str] | None", (await session.execute(statement)).one_or_none())
+        found = cast("Row[str, list[str], str] | None", (await session.execute(statement)).one_or_none())
     if found is None:
         raise Unauthenticated("this API key is unknown or revoked", headers=challenge)
-    request.state.api_key, tenant_id = found
+    request.state.api_key, request.state.scopes, tenant_id = found
     return tenant_id
 
 
-def tenant_of(request: Request, _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> str:
+def requires(*scopes: Scope) -> Dependency:
+    """For the ``dependencies`` of a route: the caller needs one of `scopes`, or 403. ``admin`` contains them all.
+
+    The router's ``route_class`` must be `GuardedRoute`, which asks before the body is read.
+    """
+    return cast(Dependency, Depends(Guard(*scopes)))
+
+
+def tenant_of(request: Request) -> str:
     """The caller's tenant, as `app.main` found it. An endpoint that is not behind a key cannot ask for it."""
     return cast(str, request.state.tenant)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import structlog
 from fastapi import FastAPI, Request, Response
+from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import async_sessionmaker
@@ -20,6 +21,7 @@ from app import catalogue
 from app.adapters.endpoints import router as adapters
 from app.attestations.endpoints import router as attestations
 from app.audit.endpoints import router as audit
+from app.auth import guard
 from app.base_models.endpoints import router as base_models
 from app.datasets.endpoints import router as datasets
 from app.dependencies import authenticate
@@ -141,6 +143,7 @@ def _describe_problems(app: FastAPI) -> None:
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             _replace_validation_answers(document)
+            guard.describe(document, iter_route_contexts(app.routes))
             app.openapi_schema = document
         return app.openapi_schema
 

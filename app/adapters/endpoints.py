@@ -12,17 +12,18 @@ from app.adapters.repository import AdapterRepository
 from app.adapters.schemas import AdapterName, AdapterRead, VersionRead
 from app.adapters.service import AdapterService, AdapterUpload, present_version
 from app.adapters.tables import AdapterVersion
+from app.auth.guard import GuardedRoute
 from app.base_models.repository import BaseModelRepository
 from app.base_models.schemas import Name
 from app.datasets.repository import DatasetRepository
-from app.dependencies import SessionDep, StorageDep, TenantDep
+from app.dependencies import SessionDep, StorageDep, TenantDep, requires
 from app.kit.downloads import download
 from app.kit.pagination import Cursor, Limit, Page, encode_cursor
 from app.kit.problems import Gone, TooLarge, responses
 from app.kit.storage import Storage
 from app.kit.text import Text
 
-router = APIRouter(prefix="/adapters", tags=["adapters"])
+router = APIRouter(prefix="/adapters", tags=["adapters"], route_class=GuardedRoute)
 _READ = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND)
 
 
@@ -37,6 +38,7 @@ ServiceDep = Annotated[AdapterService, Depends(adapter_service)]
 
 @router.post(
     "",
+    dependencies=[requires("adapters:write")],
     status_code=HTTPStatus.CREATED,
     operation_id="register_adapter",
     responses=responses(
@@ -67,7 +69,12 @@ async def register(
     return (await service.present([adapter]))[0]
 
 
-@router.get("", operation_id="list_adapters", responses=responses(HTTPStatus.UNAUTHORIZED))
+@router.get(
+    "",
+    dependencies=[requires("adapters:read")],
+    operation_id="list_adapters",
+    responses=responses(HTTPStatus.UNAUTHORIZED),
+)
 async def list_all(
     service: ServiceDep, session: SessionDep, tenant: TenantDep, limit: Limit = 20, cursor: Cursor = None
 ) -> Page[AdapterRead]:
@@ -77,13 +84,18 @@ async def list_all(
     return Page(data=await service.present(rows), has_more=more, next_cursor=following)
 
 
-@router.get("/{name}", operation_id="get_adapter", responses=_READ)
+@router.get("/{name}", dependencies=[requires("adapters:read")], operation_id="get_adapter", responses=_READ)
 async def get(name: str, service: ServiceDep) -> AdapterRead:
     """One adapter."""
     return (await service.present([await service.get(name)]))[0]
 
 
-@router.get("/{name}/versions", operation_id="list_adapter_versions", responses=_READ)
+@router.get(
+    "/{name}/versions",
+    dependencies=[requires("adapters:read")],
+    operation_id="list_adapter_versions",
+    responses=_READ,
+)
 async def list_versions(
     name: str,
     service: ServiceDep,
@@ -99,7 +111,12 @@ async def list_versions(
     return Page(data=[present_version(name, row) for row in rows], has_more=more, next_cursor=following)
 
 
-@router.get("/{name}/versions/{number}", operation_id="get_adapter_version", responses=_READ)
+@router.get(
+    "/{name}/versions/{number}",
+    dependencies=[requires("adapters:read")],
+    operation_id="get_adapter_version",
+    responses=_READ,
+)
 async def get_version(name: str, number: str, service: ServiceDep) -> VersionRead:
     """One version, by number or "head"."""
     return present_version(name, await service.version(name, number))
@@ -107,6 +124,7 @@ async def get_version(name: str, number: str, service: ServiceDep) -> VersionRea
 
 @router.get(
     "/{name}/versions/{number}/download",
+    dependencies=[requires("adapters:read")],
     operation_id="download_adapter_version",
     response_class=Response,
     responses={
@@ -114,7 +132,7 @@ async def get_version(name: str, number: str, service: ServiceDep) -> VersionRea
         **responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.GONE),
     },
 )
-@router.head("/{name}/versions/{number}/download", include_in_schema=False)
+@router.head("/{name}/versions/{number}/download", dependencies=[requires("adapters:read")], include_in_schema=False)
 async def download_version(
     name: str, number: str, request: Request, service: ServiceDep, storage: StorageDep
 ) -> Response:

@@ -9,11 +9,12 @@ from fastapi import APIRouter, Request, Response
 from app.attestations.keys import EVERY_KEY, present_key
 from app.attestations.repository import AttestationRepository
 from app.attestations.schemas import KeyList
-from app.dependencies import SessionDep, TenantDep
+from app.auth.guard import GuardedRoute
+from app.dependencies import SessionDep, TenantDep, requires
 from app.jobs.endpoints import ServiceDep
 from app.kit.problems import Conflict, NotFound, responses
 
-router = APIRouter(tags=["attestations"])
+router = APIRouter(tags=["attestations"], route_class=GuardedRoute)
 
 
 # Without an API key: an auditor has none, and public keys are no secret. They tell nothing of any tenant.
@@ -26,6 +27,7 @@ async def keys(request: Request) -> KeyList:
 
 @router.get(
     "/unlearn-jobs/{job_id}/attestation",
+    dependencies=[requires("jobs:read", "audit:read")],
     operation_id="get_unlearn_job_attestation",
     response_class=Response,
     responses={

@@ -13,15 +13,16 @@ from app.audit.actions import Action
 from app.audit.record import document
 from app.audit.repository import AuditRepository
 from app.audit.schemas import AuditEntryRead, VerificationRead
-from app.dependencies import SessionDep, TenantDep
+from app.auth.guard import GuardedRoute
+from app.dependencies import SessionDep, TenantDep, requires
 from app.kit.pagination import Cursor, Limit, Page
 from app.kit.problems import invalid_field, responses
 
-router = APIRouter(prefix="/audit", tags=["audit"])
+router = APIRouter(prefix="/audit", tags=["audit"], route_class=GuardedRoute)
 _READ = responses(HTTPStatus.UNAUTHORIZED)
 
 
-@router.get("", operation_id="list_audit_entries", responses=_READ)
+@router.get("", dependencies=[requires("audit:read")], operation_id="list_audit_entries", responses=_READ)
 async def list_all(
     session: SessionDep,
     tenant: TenantDep,
@@ -37,7 +38,7 @@ async def list_all(
     return Page(data=data, has_more=more, next_cursor=following)
 
 
-@router.get("/verify", operation_id="verify_audit_chain", responses=_READ)
+@router.get("/verify", dependencies=[requires("audit:read")], operation_id="verify_audit_chain", responses=_READ)
 async def verify(
     session: SessionDep,
     tenant: TenantDep,
@@ -56,6 +57,7 @@ async def verify(
 
 @router.get(
     "/export",
+    dependencies=[requires("audit:read")],
     operation_id="export_audit_chain",
     response_class=StreamingResponse,
     responses={

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.audit.record import append
 from app.auth.keys import key_hash, new_key
+from app.auth.scopes import ADMIN, Scope
 from app.auth.tables import ApiKey, Tenant
 from app.kit.db import make_engine
 from app.kit.ids import new_id
@@ -34,9 +37,10 @@ def ensure_first_key(settings: Settings) -> str | None:
         return add_key(session, tenant.id, "first key", settings.pepper)
 
 
-def add_key(session: Session, tenant_id: str, name: str, pepper: bytes) -> str:
+def add_key(session: Session, tenant_id: str, name: str, pepper: bytes, scopes: Sequence[Scope] = (ADMIN,)) -> str:
     """Store a new key's hash and return the key."""
     key, key_id = new_key(), new_id("key")
-    session.add(ApiKey(id=key_id, tenant_id=tenant_id, name=name, hash=key_hash(key, pepper)))
+    hashed = key_hash(key, pepper)
+    session.add(ApiKey(id=key_id, tenant_id=tenant_id, name=name, hash=hashed, scopes=list(scopes)))
     append(session, tenant_id, "api_key.created", "api_key", key_id)
     return key

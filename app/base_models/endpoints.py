@@ -6,18 +6,20 @@ from http import HTTPStatus
 
 from fastapi import APIRouter
 
+from app.auth.guard import GuardedRoute
 from app.base_models import service
 from app.base_models.repository import BaseModelRepository
 from app.base_models.schemas import BaseModelCreate, BaseModelRead
-from app.dependencies import SessionDep, SettingsDep, TenantDep
+from app.dependencies import SessionDep, SettingsDep, TenantDep, requires
 from app.kit.pagination import Cursor, Limit, Page, encode_cursor
 from app.kit.problems import responses
 
-router = APIRouter(prefix="/base-models", tags=["base models"])
+router = APIRouter(prefix="/base-models", tags=["base models"], route_class=GuardedRoute)
 
 
 @router.post(
     "",
+    dependencies=[requires("adapters:write")],
     status_code=HTTPStatus.CREATED,
     operation_id="register_base_model",
     responses=responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY),
@@ -30,7 +32,12 @@ async def register(
     return service.present(row)
 
 
-@router.get("", operation_id="list_base_models", responses=responses(HTTPStatus.UNAUTHORIZED))
+@router.get(
+    "",
+    dependencies=[requires("adapters:read")],
+    operation_id="list_base_models",
+    responses=responses(HTTPStatus.UNAUTHORIZED),
+)
 async def list_all(
     session: SessionDep, tenant: TenantDep, limit: Limit = 20, cursor: Cursor = None
 ) -> Page[BaseModelRead]:
@@ -42,6 +49,7 @@ async def list_all(
 
 @router.get(
     "/{name:path}",
+    dependencies=[requires("adapters:read")],
     operation_id="get_base_model",
     responses=responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND),
 )

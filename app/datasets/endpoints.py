@@ -8,15 +8,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
+from app.auth.guard import GuardedRoute
 from app.datasets.repository import DatasetRepository
 from app.datasets.schemas import DatasetRead, Purpose
 from app.datasets.service import DatasetService, present
-from app.dependencies import SessionDep, SettingsDep, StorageDep, TenantDep
+from app.dependencies import SessionDep, SettingsDep, StorageDep, TenantDep, requires
 from app.kit.multipart import stream_field
 from app.kit.pagination import Cursor, Limit, Page, encode_cursor
 from app.kit.problems import UnsupportedMediaType, responses
 
-router = APIRouter(prefix="/datasets", tags=["datasets"])
+router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=GuardedRoute)
 
 JSON_LINES = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 _UPLOAD_BODY = {
@@ -48,6 +49,7 @@ ServiceDep = Annotated[DatasetService, Depends(dataset_service)]
 
 @router.post(
     "",
+    dependencies=[requires("datasets:write")],
     status_code=HTTPStatus.CREATED,
     operation_id="upload_dataset",
     openapi_extra=_UPLOAD_BODY,
@@ -67,7 +69,12 @@ async def upload(
     return present(await service.upload(purpose, _body(request)))
 
 
-@router.get("", operation_id="list_datasets", responses=responses(HTTPStatus.UNAUTHORIZED))
+@router.get(
+    "",
+    dependencies=[requires("datasets:write", "jobs:read")],
+    operation_id="list_datasets",
+    responses=responses(HTTPStatus.UNAUTHORIZED),
+)
 async def list_all(
     session: SessionDep, tenant: TenantDep, limit: Limit = 20, cursor: Cursor = None
 ) -> Page[DatasetRead]:
@@ -79,6 +86,7 @@ async def list_all(
 
 @router.get(
     "/{dataset_id}",
+    dependencies=[requires("datasets:write", "jobs:read")],
     operation_id="get_dataset",
     responses=responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND),
 )
@@ -89,6 +97,7 @@ async def get(dataset_id: str, service: ServiceDep) -> DatasetRead:
 
 @router.delete(
     "/{dataset_id}",
+    dependencies=[requires("datasets:write")],
     status_code=HTTPStatus.NO_CONTENT,
     operation_id="purge_dataset",
     responses=responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),

@@ -12,10 +12,11 @@ from fastapi.responses import HTMLResponse
 from app.adapters.endpoints import archive_response
 from app.adapters.repository import AdapterRepository
 from app.adapters.schemas import AdapterName
+from app.auth.guard import GuardedRoute
 from app.datasets.endpoints import dataset_service
 from app.datasets.repository import DatasetRepository
 from app.datasets.service import DatasetService
-from app.dependencies import SessionDep, SettingsDep, StorageDep, TenantDep
+from app.dependencies import SessionDep, SettingsDep, StorageDep, TenantDep, requires
 from app.evaluations.report import HEADERS, HTML, prefers_html, report
 from app.evaluations.schemas import EvaluationRead
 from app.jobs.present import present, present_event
@@ -26,7 +27,7 @@ from app.kit.pagination import Cursor, Limit, Page, encode_cursor
 from app.kit.problems import Conflict, Gone, NotFound, invalid_field, responses
 from app.kit.text import Text
 
-router = APIRouter(prefix="/unlearn-jobs", tags=["unlearn jobs"])
+router = APIRouter(prefix="/unlearn-jobs", tags=["unlearn jobs"], route_class=GuardedRoute)
 _READ = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND)
 _CHANGE = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 RETRY_AFTER = "2"
@@ -48,6 +49,7 @@ ServiceDep = Annotated[JobService, Depends(job_service)]
 
 @router.post(
     "",
+    dependencies=[requires("jobs:write")],
     status_code=HTTPStatus.ACCEPTED,
     operation_id="create_unlearn_job",
     responses=responses(
@@ -80,7 +82,12 @@ async def create(
     return present(await service.get(job_id))
 
 
-@router.get("", operation_id="list_unlearn_jobs", responses=responses(HTTPStatus.UNAUTHORIZED))
+@router.get(
+    "",
+    dependencies=[requires("jobs:read")],
+    operation_id="list_unlearn_jobs",
+    responses=responses(HTTPStatus.UNAUTHORIZED),
+)
 async def list_all(
     session: SessionDep,
     tenant: TenantDep,
@@ -98,7 +105,7 @@ async def list_all(
     return Page(data=[present(row) for row in rows], has_more=more, next_cursor=following)
 
 
-@router.get("/{job_id}", operation_id="get_unlearn_job", responses=_READ)
+@router.get("/{job_id}", dependencies=[requires("jobs:read")], operation_id="get_unlearn_job", responses=_READ)
 async def get(job_id: str, response: Response, service: ServiceDep) -> JobRead:
     """One job."""
     job = present(await service.get(job_id))
@@ -108,7 +115,11 @@ async def get(job_id: str, response: Response, service: ServiceDep) -> JobRead:
 
 
 @router.post(
-    "/{job_id}/cancel", status_code=HTTPStatus.ACCEPTED, operation_id="cancel_unlearn_job", responses=_CHANGE
+    "/{job_id}/cancel",
+    dependencies=[requires("jobs:write")],
+    status_code=HTTPStatus.ACCEPTED,
+    operation_id="cancel_unlearn_job",
+    responses=_CHANGE,
 )
 async def cancel(job_id: str, service: ServiceDep) -> JobRead:
     """Cancel a job that has not ended. A running one stops at its next step."""
@@ -116,14 +127,22 @@ async def cancel(job_id: str, service: ServiceDep) -> JobRead:
     return present(await service.get(job_id))
 
 
-@router.post("/{job_id}/retry", status_code=HTTPStatus.ACCEPTED, operation_id="retry_unlearn_job", responses=_CHANGE)
+@router.post(
+    "/{job_id}/retry",
+    dependencies=[requires("jobs:write")],
+    status_code=HTTPStatus.ACCEPTED,
+    operation_id="retry_unlearn_job",
+    responses=_CHANGE,
+)
 async def retry(job_id: str, service: ServiceDep) -> JobRead:
     """Queue a job again that ended without success."""
     await service.retry(job_id)
     return present(await service.get(job_id))
 
 
-@router.get("/{job_id}/events", operation_id="list_unlearn_job_events", responses=_READ)
+@router.get(
+    "/{job_id}/events", dependencies=[requires("jobs:read")], operation_id="list_unlearn_job_events", responses=_READ
+)
 async def events(
     job_id: str,
     service: ServiceDep,
@@ -141,6 +160,7 @@ async def events(
 
 @router.get(
     "/{job_id}/evaluation",
+    dependencies=[requires("jobs:read", "audit:read")],
     operation_id="get_unlearn_job_evaluation",
     response_model=EvaluationRead,
     responses={200: {"content": {HTML: {"schema": {"type": "string"}}}}, **_CHANGE},
@@ -168,6 +188,7 @@ async def evaluation(
 
 @router.get(
     "/{job_id}/adapter",
+    dependencies=[requires("adapters:read")],
     operation_id="download_unlearned_adapter",
     response_class=Response,
     responses={
@@ -175,7 +196,7 @@ async def evaluation(
         **responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE),
     },
 )
-@router.head("/{job_id}/adapter", include_in_schema=False)
+@router.head("/{job_id}/adapter", dependencies=[requires("adapters:read")], include_in_schema=False)
 async def adapter(
     job_id: str,
     request: Request,

@@ -52,6 +52,12 @@ class Unauthenticated(Problem):
     status, code = HTTPStatus.UNAUTHORIZED, "unauthenticated"
 
 
+class Forbidden(Problem):
+    """Valid credentials that do not allow this call."""
+
+    status, code = HTTPStatus.FORBIDDEN, "forbidden"
+
+
 class BadRequest(Problem):
     """The request cannot be read."""
 

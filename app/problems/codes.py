@@ -54,6 +54,12 @@ _ANSWERS = (
         "Send a key that is known, not revoked and not expired as `Authorization: Bearer lethe_...`.",
     ),
     _answer(
+        "forbidden",
+        403,
+        "The credentials are valid and do not allow this call.",
+        "Use a key with one of the scopes that `WWW-Authenticate` names.",
+    ),
+    _answer(
         "not_found",
         404,
         "There is no such thing. What belongs to another tenant is not found either.",

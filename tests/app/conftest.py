@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from app.auth.bootstrap import add_key
+from app.auth.scopes import ADMIN, Scope
 from app.auth.tables import Tenant
 from app.kit.db import make_engine
 from app.main import create_app
@@ -55,14 +56,17 @@ async def app(settings: Settings) -> AsyncIterator[FastAPI]:
         yield application
 
 
-def _key(engine: Engine, tenant: str) -> str:
+def make_key(engine: Engine, tenant: str, *scopes: Scope) -> str:
+    """A key of the tenant, which is made where it is missing. Without `scopes` it may do everything."""
     with Session(engine) as session, session.begin():
-        session.add(Tenant(id=f"ten_{tenant}", name=tenant))
-        session.flush()
-        return add_key(session, f"ten_{tenant}", "test", PEPPER)
+        if session.get(Tenant, f"ten_{tenant}") is None:
+            session.add(Tenant(id=f"ten_{tenant}", name=tenant))
+            session.flush()
+        return add_key(session, f"ten_{tenant}", "test", PEPPER, scopes or (ADMIN,))
 
 
-def _client(app: FastAPI, key: str | None) -> httpx.AsyncClient:
+def caller(app: FastAPI, key: str | None) -> httpx.AsyncClient:
+    """A client of the application that sends this key."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=True)
     return httpx.AsyncClient(transport=transport, base_url="http://lethe.test", headers=headers)
@@ -71,21 +75,21 @@ def _client(app: FastAPI, key: str | None) -> httpx.AsyncClient:
 @pytest.fixture
 async def anonymous(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     """A caller without a key."""
-    async with _client(app, None) as client:
+    async with caller(app, None) as client:
         yield client
 
 
 @pytest.fixture
 async def client(app: FastAPI, engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
     """A caller of the tenant "ours"."""
-    async with _client(app, _key(engine, "ours")) as client:
+    async with caller(app, make_key(engine, "ours")) as client:
         yield client
 
 
 @pytest.fixture
 async def foreign(app: FastAPI, engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
     """A caller of another tenant."""
-    async with _client(app, _key(engine, "theirs")) as client:
+    async with caller(app, make_key(engine, "theirs")) as client:
         yield client
 
 

@@ -12,23 +12,40 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
-from fastapi.routing import iter_route_contexts
+from fastapi.routing import RouteContext, iter_route_contexts
+from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
+from app.auth.guard import Guard, GuardedRoute, guard_of
+from app.auth.scopes import ADMIN, SCOPES
 from app.kit.db import make_async_engine
 from app.main import create_app
 from app.problems.codes import CODES
 from app.settings import Settings
-from tests.app.conftest import post_job, upload
+from tests.app.conftest import caller, make_key, post_job, upload
 
 PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys", "/problems", "/problems/{code}"}
 KEYS = {"type", "title", "status", "detail", "code", "request_id", "errors"}
 
 
+def contexts(app: FastAPI) -> list[RouteContext]:
+    """Every route that is behind a key."""
+    return [route for route in iter_route_contexts(app.routes) if route.path and route.path not in PUBLIC]
+
+
 def routes(app: FastAPI) -> list[tuple[str, str]]:
-    """Every (method, path) of the application."""
-    found = [(method, route.path) for route in iter_route_contexts(app.routes) for method in route.methods or ()]
-    return sorted((method, path) for method, path in found if path and path not in PUBLIC)
+    """Every (method, path) of the application that is behind a key."""
+    return sorted((method, str(route.path)) for route in contexts(app) for method in route.methods or ())
+
+
+def guard(route: RouteContext) -> Guard | None:
+    """The guard of a route."""
+    return guard_of(getattr(route.original_route, "dependencies", ()))
+
+
+def example(path: str) -> str:
+    """A URL of a path, with a value for each of its parameters."""
+    return re.sub(r"\{[^}]*\}", "x", path)
 
 
 def check_problem(response: httpx.Response) -> dict[str, Any]:
@@ -48,7 +65,7 @@ def check_problem(response: httpx.Response) -> dict[str, Any]:
 async def test_unauthenticated_callers_are_refused_everywhere(app: FastAPI, anonymous: httpx.AsyncClient) -> None:
     assert len(routes(app)) > 20
     for method, path in routes(app):
-        response = await anonymous.request(method, re.sub(r"\{[^}]*\}", "x", path), json={})
+        response = await anonymous.request(method, example(path), json={})
         assert response.status_code == 401, (method, path, response.text)
         assert response.headers["www-authenticate"] == "Bearer"
         if method != "HEAD":
@@ -61,6 +78,49 @@ async def test_bodies_that_fit_do_not_help_the_unauthenticated(anonymous: httpx.
     headers = {"Content-Type": "application/jsonl"}
     response = await anonymous.post("/datasets?purpose=forget", content=b'{"text": "x"}', headers=headers)
     assert response.status_code == 401
+
+
+def test_every_route_declares_its_scopes(app: FastAPI) -> None:
+    missing = [(route.methods, route.path) for route in contexts(app) if not getattr(guard(route), "scopes", ())]
+    assert missing == [], "give them dependencies=[requires(...)] of app.dependencies"
+    late = [route.path for route in contexts(app) if not isinstance(route.original_route, GuardedRoute)]
+    assert late == [], "give their routers route_class=GuardedRoute, which asks before the body is read"
+
+
+async def test_a_key_without_the_scope_is_refused_before_its_body_is_read(app: FastAPI, engine: Engine) -> None:
+    read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        read += 1
+        yield b"no JSON"
+
+    for route in contexts(app):
+        declared = guard(route)
+        assert declared is not None
+        others = [scope for scope in SCOPES if scope not in {*declared.scopes, ADMIN}]
+        async with caller(app, make_key(engine, "ours", *others)) as client:
+            for method in route.methods or ():
+                url = example(str(route.path))
+                response = await client.request(
+                    method, url, content=body(), headers={"Content-Type": "application/json"}
+                )
+                assert (response.status_code, read) == (403, 0), (method, route.path, response.text)
+                challenge = 'Bearer error="insufficient_scope", scope="{}"'
+                assert response.headers["www-authenticate"] == challenge.format(" ".join(declared.scopes))
+                if method != "HEAD":
+                    assert check_problem(response)["code"] == "forbidden"
+
+
+async def test_each_scope_of_a_route_suffices(app: FastAPI, engine: Engine) -> None:
+    for route in contexts(app):
+        declared = guard(route)
+        assert declared is not None
+        for scope in declared.scopes:
+            async with caller(app, make_key(engine, "ours", scope)) as client:
+                for method in route.methods or ():
+                    response = await client.request(method, example(str(route.path)))
+                    assert response.status_code not in {401, 403}, (method, route.path, response.text)
 
 
 @pytest.mark.parametrize("path", ["/unlearn-jobs", "/adapters", "/datasets?purpose=forget", "/base-models"])
@@ -195,6 +255,9 @@ def test_the_openapi_document_describes_every_answer(settings: Settings) -> None
             assert operation["operationId"], (method, path)
             assert operation.get("summary"), (method, path)
             if path not in PUBLIC:
-                assert "401" in operation["responses"], (method, path)
+                assert {"401", "403"} <= set(operation["responses"]), (method, path)
+                assert all(scope in SCOPES for need in operation["security"] for scope in need["ApiKey"])
+            else:
+                assert "security" not in operation
     assert "HTTPValidationError" not in json.dumps(document)
     assert {"unlearn-jobs"} <= {path.split("/")[1] for path in document["paths"]}

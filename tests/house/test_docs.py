@@ -52,6 +52,15 @@ def test_every_call_is_in_the_api_guide() -> None:
     assert missing == []
 
 
+def test_the_api_guide_names_the_scopes_of_every_call() -> None:
+    rows = [re.split(r" \| ", line.strip("| ")) for line in DOCS["api.md"].splitlines() if line.startswith("| `")]
+    for path, methods in create_app(SETTINGS).openapi()["paths"].items():
+        for method, operation in methods.items():
+            needs = " or ".join(f"`{scope}`" for need in operation.get("security", []) for scope in need["ApiKey"])
+            call = re.compile(rf"`{method.upper()} {re.escape(path)}[`?]")
+            assert [row[1] for row in rows if call.search(row[0])] == [needs or "none"], (method, path)
+
+
 def kinds_of_problems(kind: type[Problem] = Problem) -> Iterator[type[Problem]]:
     """Every kind of problem in the application, which is loaded as a whole."""
     yield kind
