@@ -17,13 +17,15 @@ from app.base_models.repository import BaseModelRepository
 from app.base_models.schemas import Name
 from app.datasets.repository import DatasetRepository
 from app.dependencies import SessionDep, StorageDep, TenantDep, requires
-from app.kit.downloads import download
+from app.kit.downloads import Blob, download, download_responses
 from app.kit.pagination import Cursor, Limit, Page, encode_cursor
-from app.kit.problems import Gone, TooLarge, responses
+from app.kit.problems import TooLarge, responses
 from app.kit.storage import Storage
 from app.kit.text import Text
 
 router = APIRouter(prefix="/adapters", tags=["adapters"], route_class=GuardedRoute)
+ARCHIVE_TYPE = "application/gzip"
+ARCHIVE = download_responses("tar.gz of a PEFT adapter directory.", ARCHIVE_TYPE)
 _READ = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND)
 
 
@@ -127,24 +129,17 @@ async def get_version(name: str, number: str, service: ServiceDep) -> VersionRea
     dependencies=[requires("adapters:read")],
     operation_id="download_adapter_version",
     response_class=Response,
-    responses={
-        200: {"description": "tar.gz of a PEFT adapter directory", "content": {"application/gzip": {}}},
-        **responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.GONE),
-    },
+    responses={**ARCHIVE, **_READ},
 )
 @router.head("/{name}/versions/{number}/download", dependencies=[requires("adapters:read")], include_in_schema=False)
 async def download_version(
     name: str, number: str, request: Request, service: ServiceDep, storage: StorageDep
 ) -> Response:
     """The version as a tar.gz; its strong ETag is its sha256."""
-    return archive_response(request, storage, name, await service.downloadable(name, number))
+    return await archive_response(request, storage, name, await service.downloadable(name, number))
 
 
-def archive_response(request: Request, storage: Storage, name: str, version: AdapterVersion) -> Response:
+async def archive_response(request: Request, storage: Storage, name: str, version: AdapterVersion) -> Response:
     """The archive of a version. Raises Gone when its bytes are no longer held."""
-    try:
-        path = storage.local_path(version.archive_key)
-    except FileNotFoundError:
-        raise Gone(f"the bytes of version {version.number} are no longer held") from None
     filename = f"{name}-v{version.number}.tar.gz"
-    return download(request, path, sha256=version.archive_sha256, filename=filename, media_type="application/gzip")
+    return await download(request, storage, Blob(version.archive_key, version.archive_sha256, filename, ARCHIVE_TYPE))

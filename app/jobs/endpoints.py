@@ -9,7 +9,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse
 
-from app.adapters.endpoints import archive_response
+from app.adapters.endpoints import ARCHIVE, archive_response
 from app.adapters.repository import AdapterRepository
 from app.adapters.schemas import AdapterName
 from app.auth.guard import GuardedRoute
@@ -191,10 +191,7 @@ async def evaluation(
     dependencies=[requires("adapters:read")],
     operation_id="download_unlearned_adapter",
     response_class=Response,
-    responses={
-        200: {"description": "tar.gz of a PEFT adapter directory", "content": {"application/gzip": {}}},
-        **responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.GONE),
-    },
+    responses={**ARCHIVE, **_CHANGE},
 )
 @router.head("/{job_id}/adapter", dependencies=[requires("adapters:read")], include_in_schema=False)
 async def adapter(
@@ -214,7 +211,7 @@ async def adapter(
         raise NotFound("there is no such version")
     if version.status != "ready":
         raise Gone(f"version {version.number} is {version.status}; download the adapter's head instead")
-    return archive_response(request, storage, name, version)
+    return await archive_response(request, storage, name, version)
 
 
 def _before(cursor: str | None) -> int | None:

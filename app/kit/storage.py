@@ -16,8 +16,24 @@ _WRITING = ".writing-"
 _KEY = re.compile(r"[a-z0-9_-]+(/[A-Za-z0-9_.-]+)*")
 
 
+class Reader(Protocol):
+    """Bytes that come one piece after the other."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most so many bytes; none at the end."""
+        ...
+
+    def close(self) -> None:
+        """Give back what reading holds open."""
+        ...
+
+
 class Storage(Protocol):
-    """A flat store of blobs."""
+    """A flat store of blobs.
+
+    Nothing here asks for a file of this machine, and an S3-compatible store has an answer to each call: a multipart
+    upload that is completed or aborted, GetObject with and without a range, HeadObject, DeleteObject, ListObjectsV2.
+    """
 
     def create(self, key: str) -> AbstractContextManager[BinaryIO]:
         """A writer whose bytes appear under `key` when the block ends, and not at all when it raises.
@@ -46,8 +62,15 @@ class Storage(Protocol):
         """Remove every blob whose key begins with ``prefix/``."""
         ...
 
-    def local_path(self, key: str) -> Path:
-        """A path from which the blob can be served. Raises FileNotFoundError."""
+    def size(self, key: str) -> int:
+        """Length of a blob in bytes. Raises FileNotFoundError."""
+        ...
+
+    def open_range(self, key: str, start: int, length: int) -> Reader:
+        """`length` bytes of a blob from byte `start` on, for reading. Raises FileNotFoundError.
+
+        What it answers can be read to its end whatever happens to the key meanwhile.
+        """
         ...
 
     def check(self) -> None:
@@ -62,6 +85,23 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+class _FileRange:
+    """A part of an open file, which it closes."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file = file
+        self._left = length
+        file.seek(start)
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(min(size, self._left))
+        self._left -= len(data)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class LocalStorage:
@@ -114,12 +154,16 @@ class LocalStorage:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._path(prefix))
 
-    def local_path(self, key: str) -> Path:
-        """The blob's own file. Raises FileNotFoundError."""
+    def size(self, key: str) -> int:
+        """Length of a blob in bytes. Raises FileNotFoundError."""
         path = self._path(key)
         if not path.is_file():
             raise FileNotFoundError(key)
-        return path
+        return path.stat().st_size
+
+    def open_range(self, key: str, start: int, length: int) -> Reader:
+        """`length` bytes from byte `start` on. The open file outlives its name. Raises FileNotFoundError."""
+        return _FileRange(self.open(key), start, length)
 
     def check(self) -> None:
         """Raise OSError when nothing could be written now."""

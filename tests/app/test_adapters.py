@@ -216,25 +216,3 @@ async def test_a_field_with_a_nul_is_refused(client: httpx.AsyncClient, base: No
     fields: Any = {name: "a\x00b"}
     response = await post_adapter(client, **fields)
     assert response.status_code == 422
-
-
-async def test_a_range_outside_of_the_file_is_a_problem(client: httpx.AsyncClient, adapter: str) -> None:
-    url = "/adapters/support-bot/versions/1/download"
-    for wanted in ("bytes=99999999-", "bytes=-0"):
-        response = await client.get(url, headers={"Range": wanted})
-        assert (response.status_code, response.json()["code"]) == (416, "range_not_satisfiable")
-        assert response.headers["content-range"].startswith("bytes */")
-
-
-@pytest.mark.parametrize("wanted", ["bytes=abc", "bytes=-", "lines=1-2", "bytes=9-5", "bytes=0-1,5-6"])
-async def test_a_range_that_is_none_is_ignored(client: httpx.AsyncClient, adapter: str, wanted: str) -> None:
-    response = await client.get("/adapters/support-bot/versions/1/download", headers={"Range": wanted})
-    assert response.status_code == 200
-    assert response.headers["etag"] == f'"{hashlib.sha256(response.content).hexdigest()}"'
-
-
-async def test_the_last_bytes_can_be_asked_for(client: httpx.AsyncClient, adapter: str) -> None:
-    url = "/adapters/support-bot/versions/1/download"
-    whole = await client.get(url)
-    part = await client.get(url, headers={"Range": "bytes=-7"})
-    assert (part.status_code, part.content) == (206, whole.content[-7:])

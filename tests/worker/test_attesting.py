@@ -36,8 +36,7 @@ def proof_of(job: UnlearnJob, key: PrivateKey = SIGNING_KEY) -> Proof:
     """The released archive, verified as an auditor does."""
     with new_session() as session:
         row = session.scalars(select(Attestation).where(Attestation.job_id == job.id)).one()
-        path = storage().local_path(f"tenants/{job.tenant_id}/runs/{row.run_id}/1/adapter.tar.gz")
-    with path.open("rb") as archive:
+    with storage().open(f"tenants/{job.tenant_id}/runs/{row.run_id}/1/adapter.tar.gz") as archive:
         return verify_archive(archive, [key.public])
 
 
@@ -56,7 +55,7 @@ def test_a_released_archive_verifies_and_the_stored_envelope_is_the_one_in_it(ll
     stored = rows(Attestation)[0]
     assert (stored.job_id, stored.run_id, stored.version_id) == (job.id, job.run_id, versions(adapter)[1].id)
     assert stored.key_id == proof.key_id == SIGNING_KEY.public.key_id
-    with tarfile.open(storage().local_path(versions(adapter)[1].archive_key)) as archive:
+    with storage().open(versions(adapter)[1].archive_key) as stream, tarfile.open(fileobj=stream) as archive:
         file = archive.extractfile(ATTESTATION_FILE)
         assert file is not None
         assert file.read().decode() == stored.envelope

@@ -140,11 +140,11 @@ def test_datasets_are_purged_when_due_unless_a_live_job_needs_them() -> None:
         assert session.get_one(Dataset, live.forget_set_id).wrapped_key is not None
         purged = session.get_one(Dataset, ended.forget_set_id)
     assert (purged.wrapped_key, waiting()) == (None, [purged.id])
-    assert storage().local_path(purged.blob_key)
+    assert storage().size(purged.blob_key)
     delete_blobs(purged.id)
     for key in (purged.blob_key, purged.digests_key):
         with pytest.raises(FileNotFoundError):
-            storage().local_path(key)
+            storage().size(key)
 
 
 def test_blobs_are_only_deleted_once_the_key_is_gone() -> None:
@@ -152,4 +152,4 @@ def test_blobs_are_only_deleted_once_the_key_is_gone() -> None:
     delete_blobs(job.forget_set_id)
     delete_blobs("ds_unknown")
     with new_session() as session:
-        assert storage().local_path(session.get_one(Dataset, job.forget_set_id).blob_key)
+        assert storage().size(session.get_one(Dataset, job.forget_set_id).blob_key)

@@ -56,11 +56,12 @@ pytestmark = pytest.mark.usefixtures("service")
 
 def archive_of(version: AdapterVersion) -> dict[str, bytes]:
     """The files of a version's archive."""
-    data = storage().local_path(version.archive_key).read_bytes()
+    with storage().open(version.archive_key) as archive:
+        data = archive.read()
     assert hashlib.sha256(data).hexdigest() == version.archive_sha256
     assert len(data) == version.archive_bytes
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        return {entry.name: file.read() for entry in archive if (file := archive.extractfile(entry))}
+    with tarfile.open(fileobj=io.BytesIO(data)) as files:
+        return {entry.name: file.read() for entry in files if (file := files.extractfile(entry))}
 
 
 def test_every_architecture_goes_all_the_way(tiny: Tiny, tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_every_architecture_goes_all_the_way(tiny: Tiny, tmp_path: Path) -> None
 
 def check_numbers_reproduce(tiny: Tiny, job: UnlearnJob, version: AdapterVersion, folder: Path) -> None:
     """The archive, loaded by plain PEFT, scores as the service says."""
-    (folder / "adapter.tar.gz").write_bytes(storage().local_path(version.archive_key).read_bytes())
+    storage().fetch(version.archive_key, folder / "adapter.tar.gz")
     for name, records in (("forget", FORGET_RECORDS), ("retain", RETAIN_RECORDS)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     sets = [argument for name in ("forget", "retain") for argument in ("--set", f"{name}={folder / name}.jsonl")]

@@ -106,7 +106,7 @@ def checkpoints_of(job: UnlearnJob) -> list[str]:
 
 def path_of(key: str) -> Path:
     """The file behind a storage key."""
-    return storage().local_path(key)
+    return get_settings().storage_dir / key
 
 
 def delete_what_is_due() -> None:

@@ -22,7 +22,7 @@ def test_a_blob_comes_back(storage: LocalStorage, tmp_path: Path) -> None:
         assert source.read() == b"x"
     storage.fetch("a/b.bin", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"x"
-    assert storage.local_path("a/b.bin").read_bytes() == b"x"
+    assert storage.size("a/b.bin") == 1
 
 
 def test_nobody_else_may_look_into_the_folders(storage: LocalStorage, tmp_path: Path) -> None:
@@ -44,7 +44,8 @@ def test_a_write_that_fails_leaves_nothing_and_keeps_what_was_there(storage: Loc
     with pytest.raises(RuntimeError):
         fail()
     assert [path.name for path in (tmp_path / "storage" / "a").iterdir()] == ["b"]
-    assert storage.local_path("a/b").read_bytes() == b"old"
+    with storage.open("a/b") as source:
+        assert source.read() == b"old"
 
 
 def test_deleting_twice_does_no_harm(storage: LocalStorage) -> None:
@@ -54,8 +55,9 @@ def test_deleting_twice_does_no_harm(storage: LocalStorage) -> None:
     storage.delete("a")
     with pytest.raises(FileNotFoundError):
         storage.open("a")
-    with pytest.raises(FileNotFoundError):
-        storage.local_path("a")
+    for ask in (storage.size, lambda key: storage.open_range(key, 0, 1)):
+        with pytest.raises(FileNotFoundError):
+            ask("a")
 
 
 def test_keys_are_listed_and_removed_by_their_beginning(storage: LocalStorage, tmp_path: Path) -> None:
@@ -72,6 +74,15 @@ def test_keys_are_listed_and_removed_by_their_beginning(storage: LocalStorage, t
     assert not (tmp_path / "storage" / "a" / "x").exists()
     assert storage.keys("a") == ["a/y/1"]
     assert storage.keys("ab") == ["ab/1"]
+
+
+def test_a_range_ends_where_it_should_and_outlives_its_key(storage: LocalStorage) -> None:
+    with storage.create("a") as sink:
+        sink.write(b"0123456789")
+    part = storage.open_range("a", 3, 4)
+    storage.delete("a")
+    assert [part.read(3), part.read(3), part.read(3)] == [b"345", b"6", b""]
+    part.close()
 
 
 @pytest.mark.parametrize("key", ["../x", "a/../../x", "/etc/passwd", "a//b", "", "a/..", "A\x00"])
