@@ -47,7 +47,10 @@ class Settings(BaseSettings):
     max_upload_bytes: Annotated[int, Field(gt=0, description="Largest body of an upload.")] = 4 * 1024**3
     max_json_bytes: Annotated[int, Field(gt=0, description="Largest JSON body.")] = 32 * 1024**2
     max_record_bytes: Annotated[int, Field(gt=0, description="Largest single line of a dataset.")] = 1024**2
-    max_records: Annotated[int, Field(gt=0, description="Most records in one dataset.")] = 1_000_000
+    max_records: Annotated[int, Field(gt=0, description="Most records in one dataset.")] = 10_000_000
+    max_decompression_ratio: Annotated[
+        int, Field(gt=0, description="Most bytes that one byte of a compressed upload may unpack to.")
+    ] = 200
     dataset_retention_days: Annotated[int, Field(gt=0, description="Days until a dataset is purged.")] = 30
 
     lease_seconds: Annotated[int, Field(ge=3, description="How long a claim on a run holds without a heartbeat.")] = (

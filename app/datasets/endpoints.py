@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 
 from app.auth.guard import GuardedRoute
+from app.datasets.body import reader_of
 from app.datasets.repository import DatasetRepository
 from app.datasets.schemas import DatasetRead, Purpose
 from app.datasets.service import DatasetService, present
 from app.dependencies import SessionDep, SettingsDep, StorageDep, TenantDep, requires
-from app.kit.multipart import stream_field
+from app.kit.encodings import Bounds
 from app.kit.pagination import Cursor, Limit, Page, encode_cursor
-from app.kit.problems import UnsupportedMediaType, responses
+from app.kit.problems import responses
 
 router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=GuardedRoute)
 
-JSON_LINES = ("application/jsonl", "application/x-ndjson", "application/x-jsonlines")
 _UPLOAD_BODY = {
     "requestBody": {
         "required": True,
@@ -63,10 +62,12 @@ ServiceDep = Annotated[DatasetService, Depends(dataset_service)]
 async def upload(
     request: Request,
     service: ServiceDep,
+    settings: SettingsDep,
     purpose: Annotated[Purpose, Query(description="What the records are for.")],
 ) -> DatasetRead:
-    """Upload records as JSON Lines, encrypted as they arrive."""
-    return present(await service.upload(purpose, _body(request)))
+    """Upload records as JSON Lines, encrypted as they arrive. `Content-Encoding` may be gzip or zstd."""
+    bounds = Bounds(settings.max_upload_bytes, settings.max_decompression_ratio)
+    return present(await service.upload(purpose, request.stream(), reader_of(request.headers, bounds)))
 
 
 @router.get(
@@ -105,13 +106,3 @@ async def get(dataset_id: str, service: ServiceDep) -> DatasetRead:
 async def purge(dataset_id: str, service: ServiceDep) -> None:
     """Purge a dataset now: its key is destroyed, then its bytes."""
     await service.purge(dataset_id)
-
-
-def _body(request: Request) -> AsyncIterator[bytes]:
-    content_type = request.headers.get("content-type", "")
-    kind = content_type.partition(";")[0].strip().lower()
-    if kind in JSON_LINES:
-        return request.stream()
-    if kind == "multipart/form-data":
-        return stream_field(content_type, request.stream(), "file")
-    raise UnsupportedMediaType("send application/jsonl, or multipart/form-data with a field 'file'")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
@@ -67,6 +68,11 @@ _SHAPES: dict[str, TypeAdapter[Record]] = {
     "messages": TypeAdapter(ChatRecord),
     "text": TypeAdapter(TextRecord),
 }
+# Far more than a record has; a reader that nests as deep as it is told to can be made to break.
+MAX_NESTING = 16
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"')
+_BRACKET = re.compile(rb"[\[\]{}]")
+_TOO_DEEP = f"nested more than {MAX_NESTING} deep"
 _HINT = 'a record is {"prompt", "completion"}, {"messages"} or {"text"}, with optional "id" and "subject"'
 
 
@@ -78,8 +84,10 @@ def parse_record(line: bytes) -> Record:
     """Read one line of JSON Lines.
 
     Raises:
-        RecordError: no JSON, or not one of the shapes.
+        RecordError: no JSON, nested too deeply, or not one of the shapes.
     """
+    if _too_deep(line):
+        raise RecordError(_TOO_DEEP)
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -110,6 +118,18 @@ def digest(record: Record, salt: bytes) -> bytes:
 def to_line(record: Record) -> bytes:
     """The line that is stored."""
     return json.dumps(record.model_dump(exclude_none=True), ensure_ascii=False).encode() + b"\n"
+
+
+def _too_deep(line: bytes) -> bool:
+    # Most lines have so few brackets that nobody needs to look for strings.
+    if line.count(b"[") + line.count(b"{") <= MAX_NESTING:
+        return False
+    depth = 0
+    for bracket in _BRACKET.finditer(_STRING.sub(b"", line)):
+        depth += 1 if bracket[0] in b"[{" else -1
+        if depth > MAX_NESTING:
+            return True
+    return False
 
 
 def _explain(error: ValidationError) -> str:

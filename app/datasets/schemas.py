@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 Purpose = Literal["forget", "retain", "holdout"]
 
@@ -17,8 +17,9 @@ class DatasetRead(BaseModel):
     id: str
     purpose: Purpose
     records: int
-    bytes: int
-    sha256: str
+    duplicates: Annotated[int | None, Field(description="Records that are the same as an earlier one of the set.")]
+    bytes: Annotated[int, Field(description="Of the JSON Lines, unpacked.")]
+    sha256: Annotated[str, Field(description="Of the JSON Lines, unpacked.")]
     created_at: datetime
     purge_at: datetime
     purged_at: datetime | None

@@ -9,6 +9,7 @@ from typing import cast
 from anyio import to_thread
 from sqlalchemy import func
 
+from app.datasets.body import Reader
 from app.datasets.intake import Intake, Limits, Stored, salt_of, salted_digest
 from app.datasets.records import Record, to_line
 from app.datasets.repository import DatasetRepository
@@ -30,17 +31,22 @@ class DatasetService:
         self._tenant_id = tenant_id
         self.vault = Vault(storage, settings.key_ring)
 
-    async def upload(self, purpose: Purpose, body: AsyncIterator[bytes]) -> Dataset:
+    async def upload(self, purpose: Purpose, body: AsyncIterator[bytes], reader: Reader) -> Dataset:
         """Store what arrives as a new dataset.
+
+        Args:
+            reader: makes the stage that turns the body into JSON Lines and hands them on.
 
         Raises:
             Invalid: a line is no record, or there is none.
             TooLarge: a limit is exceeded.
         """
         intake = self._intake()
+        stage = reader(intake.feed)
         with intake:
             async for data in body:
-                await to_thread.run_sync(intake.feed, data)
+                await to_thread.run_sync(stage.write, data)
+            await to_thread.run_sync(stage.close)
             stored = await to_thread.run_sync(intake.finish)
         return await self._register(purpose, stored)
 
@@ -95,6 +101,7 @@ class DatasetService:
             tenant_id=self._tenant_id,
             purpose=purpose,
             records=stored.records,
+            duplicates=stored.duplicates,
             size=stored.bytes,
             sha256=stored.sha256,
             blob_key=stored.blob_key,
@@ -114,6 +121,7 @@ def present(dataset: Dataset) -> DatasetRead:
         id=dataset.id,
         purpose=cast(Purpose, dataset.purpose),
         records=dataset.records,
+        duplicates=dataset.duplicates,
         bytes=dataset.size,
         sha256=dataset.sha256,
         created_at=dataset.created_at,

@@ -23,6 +23,8 @@ class Dataset(Base):
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), index=True)
     purpose: Mapped[str]
     records: Mapped[int] = mapped_column(BigInteger)
+    # Not counted by version 0.1.
+    duplicates: Mapped[int | None] = mapped_column(BigInteger)
     size: Mapped[int] = mapped_column("bytes", BigInteger)
     sha256: Mapped[str]
     blob_key: Mapped[str]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from app.datasets.intake import context
+from app.datasets.fingerprints import IndexBuilder
+from app.datasets.intake import INDEX, context
 from app.datasets.tables import Dataset
 from app.kit.crypto import CryptoError, EncryptingWriter, KeyRing, WrappedKey, decrypt_stream
 from app.kit.storage import Storage
 
-DIGEST_BYTES = 16
+_DIGEST_BYTES = 16
 _PIECE = 1024**2
 
 
@@ -34,10 +35,25 @@ class Vault:
         if rest:
             yield rest
 
-    def digests(self, dataset: Dataset) -> set[bytes]:
-        """The salted digests of the records. Raises as `lines` does."""
-        raw = b"".join(self._chunks(dataset, dataset.digests_key, "digests"))
-        return {raw[start : start + DIGEST_BYTES] for start in range(0, len(raw), DIGEST_BYTES)}
+    def index(self, dataset: Dataset) -> Iterator[bytes]:
+        """The sorted index of the records' digests, in pieces (app.datasets.fingerprints). Raises as `lines` does."""
+        if dataset.digests_key.endswith(f"/{INDEX}"):
+            yield from self._chunks(dataset, dataset.digests_key, INDEX)
+            return
+        # Version 0.1 stored the digests alone, in the order of the records.
+        builder = IndexBuilder(self._storage.scratch)
+        try:
+            rest, line = b"", 0
+            for chunk in self._chunks(dataset, dataset.digests_key, "digests"):
+                data = rest + chunk
+                whole = len(data) - len(data) % _DIGEST_BYTES
+                for start in range(0, whole, _DIGEST_BYTES):
+                    line += 1
+                    builder.add(data[start : start + _DIGEST_BYTES], line)
+                rest = data[whole:]
+            yield from builder.entries()
+        finally:
+            builder.close()
 
     def delete_blobs(self, dataset: Dataset) -> None:
         """Remove the ciphertext. Whoever calls this has destroyed the data key before."""

@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from app import outbox
 from app.adapters.repository import AdapterRepository
 from app.adapters.tables import Adapter, AdapterVersion
+from app.datasets.fingerprints import overlap
 from app.datasets.records import Record, RecordError, validate_record
 from app.datasets.repository import DatasetRepository
 from app.datasets.schemas import Purpose
@@ -242,10 +243,12 @@ class JobService:
 
     async def _check_overlap(self, field: str, forget: Dataset, other: Dataset) -> None:
         vault = self._uploads.vault
-        shared = await to_thread.run_sync(lambda: len(vault.digests(forget) & vault.digests(other)))
-        if shared:
+        shared = await to_thread.run_sync(lambda: overlap(vault.index(forget), vault.index(other)))
+        if shared.records:
             raise invalid_field(
-                f"/{field}", f"shares {shared} record(s) with the forget set; take them out of one of the two"
+                f"/{field}",
+                f"shares {shared.records} record(s) with the forget set, at its {shared.places()}; "
+                "take them out of one of the two",
             )
 
     def _event(self, job: UnlearnJob, message: str) -> Insert:

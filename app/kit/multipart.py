@@ -5,28 +5,30 @@ Frameworks put such files into temporary files first, in clear; what is sent her
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, cast
 
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from app.kit.encodings import Stage
 from app.kit.problems import BadRequest, invalid_field
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
+_MALFORMED = "the multipart body is malformed"
+
 
 class _Part:
-    """Collects what belongs to the wanted field; told by the parser's callbacks."""
+    """Hands on what belongs to the wanted field; told by the parser's callbacks."""
 
-    def __init__(self, field: str) -> None:
+    def __init__(self, field: str, sink: Stage) -> None:
         self._field = field.encode()
+        self._sink = sink
         self._name = self._value = b""
         self._disposition = b""
         self._wanted = False
-        self.found = False
-        self.data: list[bytes] = []
+        self.found = self.ended = False
 
     def on_part_begin(self) -> None:
         self._disposition, self._wanted = b"", False
@@ -49,27 +51,43 @@ class _Part:
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._wanted:
-            self.data.append(data[start:end])
+            self._sink.write(data[start:end])
+
+    def on_end(self) -> None:
+        self.ended = True
 
 
-async def stream_field(content_type: str, body: AsyncIterator[bytes], field: str) -> AsyncIterator[bytes]:
-    """The bytes of the first part called `field`, as they come; other parts are passed over.
+class FieldReader:
+    """The stage that hands the bytes of the first part called `field` to `sink`; other parts are passed over."""
 
-    Raises:
-        BadRequest: the body is not what its content type says.
-        Invalid: there is no such part.
-    """
-    part = _Part(field)
-    callbacks = {name: getattr(part, name) for name in dir(part) if name.startswith("on_")}
-    try:
-        _, options = parse_options_header(content_type)
-        parser = MultipartParser(options.get(b"boundary", b""), cast("MultipartCallbacks", callbacks))
-        async for data in body:
-            parser.write(data)
-            while part.data:
-                yield part.data.pop(0)
-        parser.finalize()
-    except (MultipartParseError, UnicodeError):
-        raise BadRequest("the multipart body is malformed") from None
-    if not part.found:
-        raise invalid_field(f"/{field}", f"send the JSON Lines file as the form field '{field}'")
+    def __init__(self, content_type: str, field: str, sink: Stage) -> None:
+        """Raises BadRequest when the content type is not one of a multipart body."""
+        self._field = field
+        self._sink = sink
+        self._part = _Part(field, sink)
+        callbacks = {name: getattr(self._part, name) for name in dir(self._part) if name.startswith("on_")}
+        try:
+            _, options = parse_options_header(content_type)
+            self._parser = MultipartParser(options.get(b"boundary", b""), cast("MultipartCallbacks", callbacks))
+        except (MultipartParseError, UnicodeError):
+            raise BadRequest(_MALFORMED) from None
+
+    def write(self, data: bytes) -> None:
+        """The next bytes of the body. Raises BadRequest when they are not what the content type says."""
+        try:
+            self._parser.write(data)
+        except (MultipartParseError, UnicodeError):
+            raise BadRequest(_MALFORMED) from None
+
+    def close(self) -> None:
+        """The end of the body.
+
+        Raises:
+            BadRequest: it ends before its last boundary.
+            Invalid: there was no such part.
+        """
+        if not self._part.ended:
+            raise BadRequest(f"{_MALFORMED}: it ends too early")
+        if not self._part.found:
+            raise invalid_field(f"/{self._field}", f"send the JSON Lines file as the form field '{self._field}'")
+        self._sink.close()

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 _WRITING = ".writing-"
 _KEY = re.compile(r"[a-z0-9_-]+(/[A-Za-z0-9_.-]+)*")
@@ -71,6 +71,10 @@ class Storage(Protocol):
 
         What it answers can be read to its end whatever happens to the key meanwhile.
         """
+        ...
+
+    def scratch(self) -> BinaryIO:
+        """A nameless local file for what does not fit into memory; it is gone once it is closed."""
         ...
 
     def check(self) -> None:
@@ -164,6 +168,11 @@ class LocalStorage:
     def open_range(self, key: str, start: int, length: int) -> Reader:
         """`length` bytes from byte `start` on. The open file outlives its name. Raises FileNotFoundError."""
         return _FileRange(self.open(key), start, length)
+
+    def scratch(self) -> BinaryIO:
+        """A nameless file on the storage's own disk, since a temporary folder may lie in memory."""
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return cast(BinaryIO, tempfile.TemporaryFile(dir=self._root))
 
     def check(self) -> None:
         """Raise OSError when nothing could be written now."""

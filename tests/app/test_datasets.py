@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import hashlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+import zstandard
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
+from app.audit.tables import AuditEntry
 from app.datasets.records import digest, validate_record
 from app.datasets.tables import Dataset
 from app.datasets.vault import Vault
 from app.jobs.tables import OutboxMessage
 from app.kit.crypto import CryptoError
 from app.kit.storage import LocalStorage
+from app.main import create_app
 from app.settings import Settings
 from tests.app.conftest import post_job, record, upload
 
@@ -149,6 +155,8 @@ async def test_nothing_of_a_record_lies_in_storage_or_database_in_clear(
         (b'{"text": "\\ud800"}', "/lines/1", "unicode"),
         (b'{"text": "\xff"}', "/lines/1", "not valid JSON"),
         (b"[" * 100_000, "/lines/1", "exceeds"),
+        (b'{"text": ' + b"[" * 4000, "/lines/1", "nested more than 16 deep"),
+        (b'{"text": ' + b'{"a": ' * 300 + b"1" + b"}" * 301, "/lines/1", "nested more than 16 deep"),
         (gzip.compress(b'{"text": "x"}'), "/lines/1", "not valid JSON"),
     ],
 )
@@ -169,8 +177,149 @@ async def test_a_bad_line_is_named_and_nothing_is_kept(
 
 async def test_errors_name_the_first_twenty_lines_and_quote_none(client: httpx.AsyncClient) -> None:
     response = await send(client, (json.dumps({"prompt": MARKER}) + "\n").encode() * 30)
-    assert len(response.json()["errors"]) == 20
+    problem = response.json()
+    assert [error["pointer"] for error in problem["errors"]] == [f"/lines/{line}" for line in range(1, 21)]
+    assert problem["detail"].startswith("at least 20 of the first 20 lines cannot be taken; line 1: ")
     assert MARKER not in response.text
+
+
+async def test_all_bad_lines_are_counted_when_there_are_few(client: httpx.AsyncClient) -> None:
+    body = b'{"text": "x"}\n{}\n\n{"text": "y"}\n[]\n'
+    problem = (await send(client, body)).json()
+    assert [error["pointer"] for error in problem["errors"]] == ["/lines/2", "/lines/5"]
+    assert problem["detail"].startswith("2 of 5 lines cannot be taken; line 2: ")
+
+
+async def test_a_line_that_is_too_long_is_named(client: httpx.AsyncClient, settings: Settings) -> None:
+    long = json.dumps({"text": "x" * settings.max_record_bytes}).encode()
+    for body in (b'{"text": "x"}\n' + long, b'{"text": "x"}\n' + long + b"\n{}"):
+        response = await send(client, body)
+        assert response.status_code == 413
+        assert response.json()["errors"] == [{"pointer": "/lines/2", "detail": "line 2 exceeds 4096 bytes"}]
+    assert stored_files(settings) == []
+
+
+async def test_what_looks_like_nesting_inside_a_text_is_none(client: httpx.AsyncClient) -> None:
+    assert (await send(client, json.dumps({"text": '[{"\\' * 300}).encode())).status_code == 201
+
+
+async def test_blank_lines_are_bounded_too(client: httpx.AsyncClient) -> None:
+    response = await send(client, b'{"text": "x"}' + b"\n" * 60)
+    assert response.status_code == 413
+    assert "more than 50 blank lines" in response.json()["detail"]
+
+
+async def test_equal_records_of_a_set_are_counted(client: httpx.AsyncClient) -> None:
+    same = [{"text": "x"}, {"id": "1", "text": "x"}, {"text": "y"}, {"subject": "s", "text": "x"}]
+    body = "\n".join(map(json.dumps, same)).encode()
+    assert (await send(client, body)).json()["duplicates"] == 2
+    assert (await send(client, b'{"text": "x"}\n{"text": "y"}')).json()["duplicates"] == 0
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "x-gzip": gzip.compress,
+    "zstd": zstandard.ZstdCompressor().compress,
+    "identity": bytes,
+}
+
+
+@pytest.mark.parametrize("coding", PACKERS)
+async def test_a_compressed_upload_is_the_same_dataset(client: httpx.AsyncClient, coding: str) -> None:
+    body = b'{"text": "x"}\n{"text": "y"}\n'
+    headers = JSONL | {"Content-Encoding": coding}
+    response = await client.post("/datasets?purpose=forget", content=PACKERS[coding](body), headers=headers)
+    assert response.status_code == 201, response.text
+    found = response.json()
+    assert (found["records"], found["bytes"], found["sha256"]) == (2, len(body), hashlib.sha256(body).hexdigest())
+
+
+@pytest.mark.parametrize("coding", PACKERS)
+async def test_a_compressed_file_in_a_form_is_unpacked(client: httpx.AsyncClient, coding: str) -> None:
+    packed = PACKERS[coding](b'{"text": "x"}\n' * 2)
+    response = await client.post("/datasets?purpose=retain", files={"file": ("records.jsonl.x", packed)})
+    assert (response.status_code, response.json()["records"]) == (201, 2), response.text
+
+
+async def test_a_form_may_be_compressed_as_a_whole(client: httpx.AsyncClient) -> None:
+    form = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n{"text": "x"}\r\n--b--\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=b", "Content-Encoding": "gzip"}
+    response = await client.post("/datasets?purpose=retain", content=gzip.compress(form), headers=headers)
+    assert (response.status_code, response.json()["bytes"]) == (201, 13), response.text
+
+
+@pytest.mark.parametrize(
+    ("coding", "body", "status", "says"),
+    [
+        ("br", b"x", 415, "gzip, zstd"),
+        ("gzip", b'{"text": "x"}', 422, "not valid gzip"),
+        ("gzip", gzip.compress(b'{"text": "x"}')[:-1], 422, "too early"),
+        ("zstd", PACKERS["zstd"](b'{"text": "x"}')[:-1], 422, "too early"),
+        ("gzip", gzip.compress(b'{"text": "' + b"x" * 3000 + b'"}\n' * 10_000), 422, "line 2"),
+        ("gzip", gzip.compress(b"\n" * 40 + b" " * 4_000_000), 413, "line 41 exceeds"),
+        ("zstd", PACKERS["zstd"]((b" " * 4000 + b"\n") * 40 + b'{"text": "' + bytes(4_000_000)), 413, "line 41"),
+    ],
+)
+async def test_a_bad_compressed_upload_is_refused_and_nothing_is_kept(
+    client: httpx.AsyncClient, settings: Settings, coding: str, body: bytes, status: int, says: str
+) -> None:
+    headers = JSONL | {"Content-Encoding": coding}
+    response = await client.post("/datasets?purpose=forget", content=body, headers=headers)
+    assert response.status_code == status, response.text
+    assert says in response.json()["detail"]
+    assert response.headers.get("accept-encoding") == ("gzip, zstd" if status == 415 else None)
+    assert list(settings.storage_dir.rglob("ds_*")) == []
+
+
+async def test_a_form_that_ends_before_its_last_boundary_is_refused(
+    client: httpx.AsyncClient, settings: Settings
+) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n{"text": "x"}\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    response = await client.post("/datasets?purpose=forget", content=body, headers=kind)
+    assert (response.status_code, "too early" in response.json()["detail"]) == (400, True)
+    assert list(settings.storage_dir.rglob("ds_*")) == []
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+async def test_an_upload_whose_connection_drops_leaves_nothing_behind(
+    settings: Settings, engine: Engine, client: httpx.AsyncClient, chunked: bool
+) -> None:
+    line = b'{"text": "' + b"x" * 3000 + b'"}\n'
+    length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 1000000"
+    head = b"POST /datasets?purpose=forget HTTP/1.1\r\nHost: lethe.test\r\nContent-Type: application/jsonl\r\n"
+    head += b"Authorization: " + client.headers["authorization"].encode() + b"\r\n" + length + b"\r\n\r\n"
+    async with serving(settings) as (host, port):
+        _, writer = await asyncio.open_connection(host, port)
+        writer.write(head + (b"%x\r\n%b\r\n" % (len(line), line) if chunked else line))
+        await writer.drain()
+        await until(lambda: len(stored_files(settings)) == 2)
+        writer.close()
+        await writer.wait_closed()
+        await until(lambda: list(settings.storage_dir.rglob("ds_*")) == [])
+    with Session(engine) as session:
+        assert session.query(Dataset).count() == 0
+        assert session.query(AuditEntry).filter_by(action="dataset.created").count() == 0
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[tuple[str, int]]:
+    """The service behind a real socket."""
+    config = uvicorn.Config(create_app(settings), port=0, log_config=None)
+    server = uvicorn.Server(config)
+    running = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    host, port = server.servers[0].sockets[0].getsockname()
+    yield host, port
+    server.should_exit = True
+    await running
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for something that happens in another task."""
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("body", [b"", b"\n \n"])

@@ -268,7 +268,10 @@ async def test_sets_that_share_records_are_refused(client: httpx.AsyncClient, fi
     response = await post_job(client, forget_set=forget, **{field: other})
     assert response.status_code == 422
     assert response.json()["errors"] == [
-        {"pointer": f"/{field}", "detail": "shares 1 record(s) with the forget set; take them out of one of the two"}
+        {
+            "pointer": f"/{field}",
+            "detail": "shares 1 record(s) with the forget set, at its line 2; take them out of one of the two",
+        }
     ]
 
 

@@ -53,7 +53,7 @@ def add_dataset(purpose: str, records: list[dict[str, Any]]) -> Dataset:
         stored = intake.finish()
     dataset = Dataset(
         id=stored.dataset_id, tenant_id=TENANT, purpose=purpose, records=stored.records, size=stored.bytes,
-        sha256=stored.sha256, blob_key=stored.blob_key, digests_key=stored.digests_key,
+        sha256=stored.sha256, duplicates=stored.duplicates, blob_key=stored.blob_key, digests_key=stored.digests_key,
         key_id=stored.wrapped.key_id, wrapped_key=stored.wrapped.ciphertext,
         purge_at=datetime(2999, 1, 1, tzinfo=UTC),
     )  # fmt: skip
