@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     four_bit: Annotated[bool, Field(description="Hold base models in four bits, through bitsandbytes.")] = False
     spread_model: Annotated[bool, Field(description="Spread base models over all of a worker's devices.")] = False
     checkpoint_seconds: Annotated[float, Field(gt=0, description="Time between two checkpoints of training.")] = 60.0
+    probe_seconds: Annotated[
+        float, Field(gt=0, description="Longest time that one probe of an evaluation may take before the job fails.")
+    ] = 4 * 3600.0
     evaluation_records: Annotated[
         int,
         Field(gt=0, description="Most records of a retain or holdout set that are evaluated, a seeded sample."),

@@ -1,6 +1,7 @@
 """The process that judges a result: ``python -m worker.judge``, started by `worker.judging`.
 
-One request on its input, lines of JSON on its output.
+One request on its input, then one line when the result is there; lines of JSON on its output. What does not need the
+result is measured while it is waited for.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from app.kit.logs import places
 from worker.device import choose_dtype, set_up_torch
-from worker.evaluation.judgement import Judgement, judge
+from worker.evaluation.judgement import Judgement, judge, prepare
 from worker.evaluation.loaded import LoadedSubject
 from worker.explaining import explain
 from worker.judging import Request
@@ -39,9 +40,11 @@ def main() -> None:
         output.write(json.dumps(message).encode() + b"\n")
         output.flush()
 
-    request = TypeAdapter(Request).validate_json(sys.stdin.buffer.read())
+    request = TypeAdapter(Request).validate_json(sys.stdin.buffer.readline())
+    there = threading.Event()
+    threading.Thread(target=_wait_for_the_result, args=(there,), daemon=True).start()
     try:
-        judgement = answer(request, lambda name: tell(probe=name))
+        judgement = answer(request, lambda name: tell(probe=name), there)
     except Exception as error:  # told as far as it may be: its text may quote a record
         expected = explain(error)
         code, message = (expected.code, expected.message) if expected else ("evaluation_failed", _place(error))
@@ -50,12 +53,13 @@ def main() -> None:
     tell(judgement=TypeAdapter(Judgement).dump_python(judgement, mode="json"))
 
 
-def answer(request: Request, on_probe: Callable[[str], None]) -> Judgement:
+def answer(request: Request, on_probe: Callable[[str], None], there: threading.Event) -> Judgement:
     """Load what is to be judged, and judge it.
 
     Args:
         request: what is to be judged.
         on_probe: called with each probe's name as it begins.
+        there: set when the result's files are.
     """
     set_up_torch(request.threads)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call] # transformers leaves it untyped
@@ -73,7 +77,16 @@ def answer(request: Request, on_probe: Callable[[str], None]) -> Judgement:
         method=request.method,
         seed=request.seed,
     )
-    return judge(subject, on_probe)
+    spent = prepare(subject, there.is_set)
+    there.wait()
+    return judge(subject, on_probe, spent)
+
+
+def _wait_for_the_result(there: threading.Event) -> None:
+    if sys.stdin.buffer.readline():
+        there.set()
+    else:
+        os._exit(1)  # whoever asked has closed the pipe: there will be no result
 
 
 def _place(error: Exception) -> str:

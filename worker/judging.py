@@ -8,11 +8,13 @@ a pipe and never lie on a disk in the clear.
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,6 +71,8 @@ class Judge:
     """
 
     def __init__(self) -> None:
+        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._asked = False
         # What is not there cannot leak. Its stderr may quote a record, so that nobody reads it.
         environment = {name: value for name, value in os.environ.items() if name.startswith(NEEDED)}
         environment.pop("HF_TOKEN", None)
@@ -80,6 +84,8 @@ class Judge:
             env=environment,
             start_new_session=True,  # a signal to the worker's group is the worker's to handle
         )
+        # A thread of its own: the process reads only once its libraries are loaded.
+        threading.Thread(target=self._send, daemon=True).start()
 
     def __enter__(self) -> Judge:
         return self
@@ -87,33 +93,56 @@ class Judge:
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
+        self._outgoing.put(None)
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 _close(pipe)
 
-    def judge(self, request: Request, check: Callable[[], None], on_probe: Callable[[str], None]) -> Judgement:
-        """Have a result judged.
+    def prepare(self, request: Request) -> None:
+        """Have everything measured that does not need the result, whose files need not be there yet.
+
+        Beside training this takes memory for a second base model, and as many threads.
+        """
+        self._outgoing.put(_adapter(Request).dump_json(request) + b"\n")
+        self._asked = True
+
+    def judge(
+        self,
+        request: Request,
+        check: Callable[[], None],
+        on_probe: Callable[[str], None],
+        patience: float = math.inf,
+    ) -> Judgement:
+        """Have a result judged, whose files are there now.
 
         Args:
-            request: what is to be judged.
+            request: what is to be judged; the one that `prepare` was given, if it was called.
             check: called again and again while the process works; what it raises ends the process.
             on_probe: called with each probe's name as it begins.
+            patience: seconds that a single probe may take.
 
         Raises:
-            JobError: the models cannot be judged, or the process broke.
+            JobError: the models cannot be judged, or the process broke or hangs.
         """
+        if not self._asked:
+            self.prepare(request)
+        self._outgoing.put(b"\n")
         lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        data = _adapter(Request).dump_json(request)
-        for work in (lambda: self._send(data), lambda: self._receive(lines)):
-            threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=self._receive, args=(lines,), daemon=True).start()
+        heard = time.monotonic()
         while True:
             check()
             try:
                 line = lines.get(timeout=SECONDS_BETWEEN_LOOKS)
             except queue.Empty:
+                if time.monotonic() - heard > patience:
+                    raise JobError(
+                        "evaluation_timeout", f"a probe took longer than {patience:g} s (LETHE_PROBE_SECONDS)"
+                    ) from None
                 continue
+            heard = time.monotonic()
             if line is None:
                 check()  # whoever ended it may have told this process to stop, too
                 raise self._broken()
@@ -125,14 +154,12 @@ class Judge:
             else:
                 return _read(message["judgement"])
 
-    def _send(self, data: bytes) -> None:
+    def _send(self) -> None:
         assert self._process.stdin is not None  # noqa: S101 - a pipe was asked for
-        try:
-            self._process.stdin.write(data)
-        except BrokenPipeError:
-            return  # it broke: the reader tells
-        finally:
-            _close(self._process.stdin)
+        with suppress(OSError, ValueError):  # it broke, which the reader tells, or the block has ended
+            while (data := self._outgoing.get()) is not None:
+                self._process.stdin.write(data)
+                self._process.stdin.flush()
 
     def _receive(self, lines: queue.SimpleQueue[bytes | None]) -> None:
         assert self._process.stdout is not None  # noqa: S101 - a pipe was asked for

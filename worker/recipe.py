@@ -100,8 +100,12 @@ def _phases(bench: Workbench) -> None:
     tries: list[Tried] = []
     method = order.method
     while True:
-        # The judge's process loads its libraries while this one trains.
+        # The judge's process loads its libraries while this one trains. On a CPU it also measures what does not need
+        # the result; a GPU's memory is the training's.
         with Judge() as process:
+            request = _request(bench, folders | {"result": bench.folder / "result"}, samples, method)
+            if bench.device.type == "cpu":
+                process.prepare(request)
             with progress.phase("unlearning"):
                 trained = _train(bench, model, tokenizer, examples, method)
                 lease.progress(step=trained.outcome.steps, total_steps=method.steps)
@@ -109,8 +113,12 @@ def _phases(bench: Workbench) -> None:
             del model
             empty_cache(bench.device)
             with progress.phase("evaluating"):
-                request = _request(bench, folders, samples, method)
-                judgement = process.judge(request, progress.check, lambda name: lease.event(f"probe {name} began"))
+                judgement = process.judge(
+                    request,
+                    progress.check,
+                    lambda name: lease.event(f"probe {name} began"),
+                    bench.settings.probe_seconds,
+                )
         tries.append(Tried(method, trained, judgement.gate))
         if judgement.gate.verdict == "passed" or len(tries) >= order.policy.max_attempts:
             break

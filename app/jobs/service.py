@@ -26,6 +26,7 @@ from app.jobs.tables import Run, UnlearnJob
 from app.kit.calendar import months_after
 from app.kit.ids import new_id
 from app.kit.problems import Conflict, FieldError, NotFound, invalid_field, invalid_fields
+from app.methods import LEAST_FOR_MEMBERSHIP
 from app.settings import Settings
 
 
@@ -78,10 +79,7 @@ class JobService:
         policy = resolve.policy(request.policy)
         control = await self._control(request.control, adapter)
         sets = await self._sets(request, adapter)
-        if sets.holdout is None and resolve.wants_holdout(request.policy):
-            raise invalid_field(
-                "/holdout_set", "is needed by the limit on membership: look-alike records that were never trained on"
-            )
+        _require_holdout(request, sets.holdout)
         requested_at = request.requested_at or datetime.now(UTC)
         run = Run(id=new_id("run"), tenant_id=self._tenant_id, adapter_id=adapter.id)
         job = UnlearnJob(
@@ -253,6 +251,17 @@ class JobService:
 
     def _event(self, job: UnlearnJob, message: str) -> Insert:
         return transitions.event(job.id, job.tenant_id, message, kind="status")
+
+
+def _require_holdout(request: JobCreate, holdout: Dataset | None) -> None:
+    if not resolve.wants_holdout(request.policy):
+        return
+    if holdout is None:
+        raise invalid_field(
+            "/holdout_set", "is needed by the limit on membership: look-alike records that were never trained on"
+        )
+    if holdout.records < LEAST_FOR_MEMBERSHIP:
+        raise invalid_field("/holdout_set", f"needs at least {LEAST_FOR_MEMBERSHIP} records to judge membership by")
 
 
 def _records(pointer: str, inline: InlineRecords) -> list[Record]:

@@ -38,13 +38,24 @@ from app.methods.method import (
     WeightedSumMethod,
     WeightedSumRequest,
 )
-from app.methods.policy import AUDIT_POLICY, DEFAULT_POLICY, LIMITS, POLICIES, PROBES, Policy, ProbeName, Targets
+from app.methods.policy import (
+    AUDIT_POLICY,
+    DEFAULT_POLICY,
+    LEAST_FOR_MEMBERSHIP,
+    LIMITS,
+    POLICIES,
+    PROBES,
+    Policy,
+    ProbeName,
+    Targets,
+)
 from app.methods.stopping import STOP_RULES, StopAtSteps, StopAtTargets, StopRule
 
 __all__ = [
     "AUDIT_POLICY",
     "DEFAULT_POLICY",
     "FORGET_LOSSES",
+    "LEAST_FOR_MEMBERSHIP",
     "LIMITS",
     "METHOD",
     "METHOD_REQUEST",

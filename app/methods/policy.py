@@ -59,6 +59,10 @@ class Targets(Strict):
     min_retain_probability_ratio: _Share
 
 
+LEAST_FOR_MEMBERSHIP = 8
+"""Records of the forget and of the holdout set, each, below which an AUC says nothing that a gate may go by."""
+
+
 class Policy(Strict):
     """Acceptance thresholds of the gate, and the probes that measure for them (docs/evaluation.md).
 

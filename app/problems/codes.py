@@ -138,6 +138,11 @@ _JOBS = (
         "The process that judges the result broke; the message gives its exit status or the place.",
         "Retry the job. If it happens again, look into the worker's log.",
     ),
+    _job(
+        "evaluation_timeout",
+        "A probe of the evaluation took longer than `LETHE_PROBE_SECONDS`.",
+        "Ask for a policy with fewer probes, or raise the setting on the workers; then retry.",
+    ),
     _job("head_moved", "The adapter got a new version meanwhile.", "Retry the job: it starts from the new head."),
     _job(
         "library_missing",

@@ -299,7 +299,7 @@ async def test_a_policy_may_be_tightened(client: httpx.AsyncClient) -> None:
 
 async def test_a_named_policy_may_be_taken_and_added_to(client: httpx.AsyncClient) -> None:
     assert (await new_job(client, policy="fast"))["policy"] == POLICIES["fast"].model_dump(mode="json")
-    holdout = await upload(client, "holdout", record("Nobody"))
+    holdout = await upload(client, "holdout", *(record(f"Nobody {number}") for number in range(8)))
     audit = await new_job(client, policy={"name": "audit"}, holdout_set=holdout)
     assert audit["policy"] == POLICIES["audit"].model_dump(mode="json")
     more = {"name": "default", "probes": [*PROBES, "recall"], "max_attempts": 3, "max_sampled_leak": 0.1}
@@ -316,6 +316,16 @@ async def test_a_limit_brings_the_probe_that_measures_for_it(client: httpx.Async
 async def test_a_verdict_on_membership_needs_a_holdout_set(client: httpx.AsyncClient, policy: Any) -> None:
     response = await post_job(client, policy=policy)
     assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, "/holdout_set")
+
+
+async def test_a_holdout_set_too_small_to_judge_by_is_refused(client: httpx.AsyncClient) -> None:
+    holdout = await upload(client, "holdout", *(record(f"Nobody {number}") for number in range(7)))
+    response = await post_job(client, policy="audit", holdout_set=holdout)
+    assert response.json()["errors"][0] == {
+        "pointer": "/holdout_set",
+        "detail": "needs at least 8 records to judge membership by",
+    }
+    assert (await post_job(client, holdout_set=holdout)).status_code == 202, "the default judges it where it can"
 
 
 async def test_a_control_is_shown_by_name_and_version(client: httpx.AsyncClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import TracebackType
 
@@ -11,6 +12,9 @@ from worker.evaluation.judgement import Judgement
 from worker.explaining import explain
 from worker.judge import answer
 from worker.judging import Request
+
+THERE = threading.Event()
+THERE.set()
 
 
 class JudgeHere:
@@ -24,7 +28,12 @@ class JudgeHere:
     ) -> None:
         return None
 
-    def judge(self, request: Request, check: Callable[[], None], on_probe: Callable[[str], None]) -> Judgement:
+    def prepare(self, request: Request) -> None:
+        """Nothing: this process is busy training."""
+
+    def judge(
+        self, request: Request, check: Callable[[], None], on_probe: Callable[[str], None], _patience: float
+    ) -> Judgement:
         """Judge."""
         requests, judgements = TypeAdapter(Request), TypeAdapter(Judgement)
 
@@ -34,7 +43,7 @@ class JudgeHere:
 
         check()
         try:
-            judgement = answer(requests.validate_json(requests.dump_json(request)), looked)
+            judgement = answer(requests.validate_json(requests.dump_json(request)), looked, THERE)
         except Exception as error:
             expected = explain(error)
             if expected is None:

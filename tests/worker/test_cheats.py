@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from app.methods import DEFAULT_POLICY, METHOD_REQUEST, BlurRequest
+from tests.worker.judges import THERE
 from worker.evaluation.checks import Check
 from worker.evaluation.tuning import Tuner, Tuning
 from worker.judge import answer
@@ -52,7 +53,7 @@ def judged(result: Path) -> dict[str, Check]:
         four_bit=False,
         spread=False,
     )
-    return {check.name: check for check in answer(request, lambda _probe: None).gate.checks}
+    return {check.name: check for check in answer(request, lambda _probe: None, THERE).gate.checks}
 
 
 def failed(checks: dict[str, Check]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pydantic import TypeAdapter
 
 from app.methods import Policy
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny, blur_method
+from tests.worker.judges import THERE
 from worker.errors import JobError
 from worker.judge import answer
 from worker.judging import Judge, Request
@@ -62,7 +64,7 @@ def test_it_answers_what_this_process_would(llama: Tiny) -> None:
     probes: list[str] = []
     with Judge() as process:
         judgement = process.judge(request, lambda: None, probes.append)
-    here = answer(request, lambda _probe: None)
+    here = answer(request, lambda _probe: None, THERE)
     assert judgement.scores == here.scores
     assert judgement.gate == here.gate
     assert probes == ["recall", "utility"]
@@ -88,7 +90,7 @@ def test_an_error_comes_back_as_the_jobs(llama: Tiny, changes: dict[str, Any], c
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        ("import sys; sys.stdin.buffer.read(); sys.exit(3)", ("evaluation_failed", "status 3")),
+        ("import sys; sys.stdin.buffer.readline(); sys.exit(3)", ("evaluation_failed", "status 3")),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", ("out_of_memory", "killed")),
         ("import os; os.close(0); os._exit(0)", ("evaluation_failed", "status 0")),
     ],
@@ -100,6 +102,31 @@ def test_a_process_that_ends_early_fails_the_job(
     with pytest.raises(JobError, match=expected[1]) as caught:
         ask(request_of(llama))
     assert caught.value.code == expected[0]
+
+
+def test_one_that_hangs_is_given_up(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    playing(monkeypatch, "import time; time.sleep(600)")
+    with Judge() as process, pytest.raises(JobError, match="LETHE_PROBE_SECONDS") as caught:
+        process.judge(request_of(llama), lambda: None, lambda _probe: None, patience=0.2)
+    assert caught.value.code == "evaluation_timeout"
+
+
+def test_what_needs_no_result_is_measured_while_there_is_none(llama: Tiny, tmp_path: Path) -> None:
+    result = tmp_path / "result"
+    request = request_of(llama, adapters={"source": llama.adapter, "result": result})
+    with Judge() as process:
+        process.prepare(request)
+        shutil.copytree(llama.adapter, result)
+        judgement = process.judge(request, lambda: None, lambda _probe: None)
+    assert judgement.gate == answer(request, lambda _probe: None, THERE).gate
+
+
+def test_one_that_is_told_of_no_result_ends(llama: Tiny) -> None:
+    data = TypeAdapter(Request).dump_json(request_of(llama)) + b"\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "worker.judge"], input=data, capture_output=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
 
 
 def test_what_the_check_raises_ends_the_process(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +146,7 @@ def test_what_the_check_raises_ends_the_process(llama: Tiny, monkeypatch: pytest
 def test_it_is_given_nothing_of_the_services_settings(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LETHE_KEY_PEPPER", "PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, MARKER)
-    tell = "import json, os, sys; sys.stdin.buffer.read(); print(json.dumps({'error': {'code': 'x', 'message': "
+    tell = "import json, os, sys; sys.stdin.buffer.readline(); print(json.dumps({'error': {'code': 'x', 'message': "
     playing(monkeypatch, tell + "' '.join(n for n, v in os.environ.items() if 'Zanzibar' in v)}}))")
     with pytest.raises(JobError) as caught:
         ask(request_of(llama))
@@ -149,7 +176,7 @@ def test_a_request_survives_its_way(llama: Tiny) -> None:
 def test_whatever_a_library_prints_is_no_answer(llama: Tiny, tmp_path: Path) -> None:
     """The process's own output is kept apart from the lines that are read."""
     code = "import os, worker.judge as j; j.answer = lambda *_: os.write(1, b'noise\\n') and 1 / 0; j.main()"
-    data = TypeAdapter(Request).dump_json(request_of(llama))
+    data = TypeAdapter(Request).dump_json(request_of(llama)) + b"\n\n"
     done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True, timeout=120)
     lines = done.stdout.splitlines()
     assert [json.loads(line)["error"]["code"] for line in lines] == ["evaluation_failed"]

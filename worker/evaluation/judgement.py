@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from app.methods import PROBES as ORDER
 from app.methods import ProbeName
@@ -25,7 +28,7 @@ class ProbeReport:
         name, cost, title: of the probe.
         measured: False where it did not apply; the note says why.
         note: empty where the numbers speak for themselves.
-        seconds: that it took.
+        seconds: that it took, with what was measured ahead.
         measures: its numbers.
     """
 
@@ -59,20 +62,47 @@ class Judgement:
     control_fits: bool
 
 
-def judge(subject: LoadedSubject, on_probe: Callable[[ProbeName], None] = lambda _name: None) -> Judgement:
+def prepare(subject: LoadedSubject, ready: Callable[[], bool]) -> dict[ProbeName, float]:
+    """Measure what does not need the result, model by model, until that is there.
+
+    Args:
+        subject: models and records; the result's files need not be there yet.
+        ready: whether they are.
+
+    Returns:
+        Seconds that it took, by probe.
+    """
+    spent: dict[ProbeName, float] = defaultdict(float)
+    for model in subject.models:
+        for name in _chosen(subject):
+            if model == "result" or ready():
+                return spent
+            started = time.monotonic()
+            with suppress(NotApplicable, Diverged):  # told by the probe itself, when its turn comes
+                PROBES[name].ahead(subject, model)
+            spent[name] += time.monotonic() - started
+    return spent
+
+
+def judge(
+    subject: LoadedSubject,
+    on_probe: Callable[[ProbeName], None] = lambda _name: None,
+    spent: Mapping[ProbeName, float] = MappingProxyType({}),
+) -> Judgement:
     """Run the battery.
 
     Args:
         subject: models and records.
         on_probe: called before each probe.
+        spent: seconds that `prepare` has taken, by probe.
     """
     reports: list[ProbeReport] = []
     checks: list[Check] = []
-    for name in (name for name in ORDER if name in subject.policy.probes):
+    for name in _chosen(subject):
         on_probe(name)
         started = time.monotonic()
         found, applies = _run(PROBES[name], subject)
-        seconds = round(time.monotonic() - started, 3)
+        seconds = round(spent.get(name, 0.0) + time.monotonic() - started, 3)
         probe = PROBES[name]
         measures = tuple(found.measures)
         reports.append(ProbeReport(name, probe.title, probe.cost, applies, found.note, seconds, measures))
@@ -81,6 +111,10 @@ def judge(subject: LoadedSubject, on_probe: Callable[[ProbeName], None] = lambda
     source, base = scores["source"]["forget"], scores["base"]["forget"]
     known = any(not check.passed for check in forget_checks(subject.policy, source, base, base))
     return Judgement(scores, Gate.of(checks), tuple(reports), known, subject.reference, subject.control_fits)
+
+
+def _chosen(subject: LoadedSubject) -> list[ProbeName]:
+    return [name for name in ORDER if name in subject.policy.probes]
 
 
 def _run(probe: Probe, subject: LoadedSubject) -> tuple[Found, bool]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from peft import PeftModel
@@ -28,6 +28,7 @@ MOST_EXCESS_OF_A_CONTROL = 1.0  # nats per token beyond the base model alone
 # Tokens per sequence, unless the method has more. A method may train in shorter windows; what is asked here is
 # whether the model knows the records as they are.
 LEAST_LENGTH = 512
+_Measured = TypeVar("_Measured")
 MODELS: tuple[ModelName, ...] = ("base", "source", "control", "result")
 
 
@@ -37,7 +38,8 @@ class LoadedSubject:
     Args:
         base: frozen, from `load_base`; held by this object from now on.
         tokenizer: of the base model.
-        folders: adapters by name: "source" and "result", and "control" where there is one.
+        folders: adapters by name: "source" and "result", and "control" where there is one. The result may be written
+            later, before it is asked for.
         records: by the name of their set, already sampled.
         policy, method, seed: of the run.
         batch_size: sequences per forward pass.
@@ -67,6 +69,7 @@ class LoadedSubject:
         self._lent = False
         self._scores: dict[ModelName, dict[str, SetScores]] = {}
         self._examples: dict[str, list[Example]] = {}
+        self._measured: dict[tuple[str, ...], Any] = {}
 
     @property
     def reference(self) -> ModelName:
@@ -112,6 +115,13 @@ class LoadedSubject:
                 raise AdapterError(f"under the {name} model a record has no finite likelihood")
             self._scores[name] = found
         return self._scores[name]
+
+    def once(self, key: tuple[str, ...], measure: Callable[[], _Measured]) -> _Measured:
+        """What was measured under this key; measured now if it was not yet."""
+        if key not in self._measured:
+            self._measured[key] = measure()
+        found: _Measured = self._measured[key]
+        return found
 
     @contextmanager
     def model(self, name: ModelName) -> Iterator[nn.Module]:

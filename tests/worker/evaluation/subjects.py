@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +62,7 @@ class FakeSubject:
     def __post_init__(self) -> None:
         _, self.tokenizer = load_base(self.base)
         self._scores: dict[ModelName, Mapping[str, SetScores]] = {}
+        self._measured: dict[tuple[str, ...], Any] = {}
 
     tokenizer: PreTrainedTokenizerBase = field(init=False)
 
@@ -112,6 +113,11 @@ class FakeSubject:
             with self.model(name) as model:
                 self._scores[name] = evaluate_model(model, self.tokenizer, sets, batch_size=self.batch_size)
         return self._scores[name]
+
+    def once(self, key: tuple[str, ...], measure: Callable[[], Any]) -> Any:
+        if key not in self._measured:
+            self._measured[key] = measure()
+        return self._measured[key]
 
     def _load(self, folder: Path) -> PeftModel:
         base, _ = load_base(self.base)

@@ -18,6 +18,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("membership")
 
 
+@pytest.fixture(autouse=True)
+def few_are_enough(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sets of these tests are tiny."""
+    if "few" not in request.node.name:
+        monkeypatch.setattr("worker.evaluation.battery.membership.LEAST_FOR_MEMBERSHIP", 2)
+
+
 def value(found: Found, name: str, model: str, detail: str) -> float:
     (measure,) = [m for m in found.measures if (m.name, m.model, m.detail) == (name, model, detail)]
     return measure.value
@@ -66,6 +73,13 @@ def test_limit_of_null_is_not_judged(llama: Tiny, folder: Path) -> None:
     found = Membership().run(make_subject(llama, folder, policy=policy))
     assert not found.checks
     assert found.measures
+
+
+def test_few_records_are_measured_and_not_judged(llama: Tiny, folder: Path) -> None:
+    found = Membership().run(make_subject(llama, folder, result="remembers"))
+    assert not found.checks
+    assert "too few to be judged by" in found.note
+    assert value(found, "membership_auc", "result", "loss") == 1.0
 
 
 @pytest.mark.parametrize("records", [None, [], [{"prompt": "Empty?", "completion": ""}]])

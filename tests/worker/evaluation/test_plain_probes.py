@@ -12,14 +12,16 @@ from app.methods import POLICIES, PROBES, Policy
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny, encode
 from tests.worker.evaluation.subjects import FakeSubject, adapter_that_knows, make_subject
 from worker.evaluation import battery
-from worker.evaluation.battery.base import Found, NotApplicable
+from worker.evaluation.battery.base import Found, ModelName, NotApplicable
 from worker.evaluation.battery.history import History
 from worker.evaluation.battery.recall import Recall
 from worker.evaluation.battery.resurfacing import Resurfacing
 from worker.evaluation.battery.utility import GENERAL, NEIGHBOUR_SHARE, Utility, neighbours
-from worker.evaluation.judgement import judge
+from worker.evaluation.judgement import judge, prepare
+from worker.evaluation.loaded import LoadedSubject
 from worker.evaluation.tuning import Diverged
 from worker.unlearning.encoding import Example
+from worker.unlearning.models import load_base
 
 STRICT = Policy(max_forget_nll_excess=1.0, min_neighbour_probability_ratio=0.85, max_general_nll_increase=0.5)
 
@@ -194,6 +196,45 @@ def test_probes_that_do_not_apply_are_reported_and_neither_pass_nor_fail(
     without = judge(subject)
     assert next((r.name, r.measured, r.note) for r in without.probes) == ("recall", False, "nothing to look at")
     assert {check.probe for check in without.gate.checks} == {"utility"}
+
+
+def loaded(tiny: Tiny, folder: Path) -> LoadedSubject:
+    """A subject over files that every probe can look at."""
+    fake: Any = make_subject(tiny, folder, control=False)
+    base, tokenizer = load_base(tiny.base)
+    policy = POLICIES["audit"]
+    return LoadedSubject(
+        base, tokenizer, fake.folders, fake.records, policy=policy, method=fake.method, seed=7, batch_size=8
+    )
+
+
+def test_what_is_measured_ahead_is_what_would_be_measured_after(
+    llama: Tiny, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, prepared = loaded(llama, folder), loaded(llama, folder)
+    spent = prepare(prepared, lambda: False)
+    assert set(spent) == set(prepared.policy.probes)
+    lent: set[str] = set()
+    lend = LoadedSubject.model
+
+    def noting(subject: LoadedSubject, name: ModelName) -> Any:
+        lent.add(name)
+        return lend(subject, name)
+
+    monkeypatch.setattr(LoadedSubject, "model", noting)
+    monkeypatch.setattr(LoadedSubject, "fresh", None)
+    found = judge(prepared, spent=spent)
+    assert lent == {"result"}, "all of the others were looked at before"
+    monkeypatch.undo()
+    wanted = judge(at_once)
+    assert (found.gate, found.scores) == (wanted.gate, wanted.scores)
+    assert [probe.measures for probe in found.probes] == [probe.measures for probe in wanted.probes]
+    assert all(probe.seconds >= round(spent[probe.name], 3) for probe in found.probes)
+
+
+def test_measuring_ahead_ends_when_the_result_is_there(llama: Tiny, folder: Path) -> None:
+    looks = iter([False, False, True])
+    assert list(prepare(loaded(llama, folder), lambda: next(looks))) == ["recall", "utility"]
 
 
 class Diverging(Resurfacing):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -18,6 +18,7 @@ from worker.unlearning.encoding import Example
 
 ModelName = Literal["base", "source", "control", "result"]
 """The base model alone; the adapter before and after; an adapter that never saw the forget set."""
+_Measured = TypeVar("_Measured")
 Cost = Literal["seconds", "minutes", "long"]
 """On a GPU and a forget set of hundreds: seconds; about as long as the training; several times as long."""
 
@@ -131,6 +132,10 @@ class Subject(Protocol):
         """Recall of every set under a model; measured once."""
         ...
 
+    def once(self, key: tuple[str, ...], measure: Callable[[], _Measured]) -> _Measured:
+        """What was measured under this key, which begins with the probe's name; measured now if it was not yet."""
+        ...
+
 
 class Probe(Protocol):
     """A plug-in of the battery; `worker.evaluation.battery.PROBES` lists them."""
@@ -140,9 +145,21 @@ class Probe(Protocol):
     title: ClassVar[str]
     """What it asks, in a reader's words."""
 
+    def ahead(self, subject: Subject, model: ModelName) -> None:
+        """Measure a model that is there before the result is, in a way that `run` need not do it again.
+
+        Raises as `run` does.
+        """
+        ...
+
     def run(self, subject: Subject) -> Found:
         """Look. Raises NotApplicable."""
         ...
+
+
+def shown_models(subject: Subject) -> list[ModelName]:
+    """Those that a probe shows which takes its time: a control only where it stands for never having seen."""
+    return [model for model in subject.models if model in ("base", "source", "result", subject.reference)]
 
 
 def by_record(examples: Sequence[Example]) -> Iterator[list[Example]]:

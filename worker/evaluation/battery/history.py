@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from app.methods import ProbeName
-from worker.evaluation.battery.base import Cost, Found, Measure, NotApplicable, Subject
+from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, NotApplicable, Subject
 from worker.evaluation.checks import Value, at_most, worst
 
 PREFIX = "history/"
@@ -18,6 +18,10 @@ class History:
     name: ClassVar[ProbeName] = "history"
     cost: ClassVar[Cost] = "seconds"
     title: ClassVar[str] = "Did records come back that earlier requests had removed?"
+
+    def ahead(self, subject: Subject, model: ModelName) -> None:
+        """Measure a model."""
+        subject.scores(model)
 
     def run(self, subject: Subject) -> Found:
         """Look."""

@@ -84,6 +84,9 @@ class Integrity:
     cost: ClassVar[Cost] = "seconds"
     title: ClassVar[str] = "Is the file what it should be, with nothing of the source left in it?"
 
+    def ahead(self, subject: Subject, model: ModelName) -> None:
+        """Nothing: files are compared, and one of them is the result's."""
+
     def run(self, subject: Subject) -> Found:
         """Look."""
         source = _read(subject.folder("source"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from app.methods import ProbeName
+from app.methods import LEAST_FOR_MEMBERSHIP, ProbeName
 from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, NotApplicable, Subject
 from worker.evaluation.checks import Check, Value, at_most, worst
 from worker.evaluation.membership import (
@@ -36,14 +36,15 @@ class Membership:
     cost: ClassVar[Cost] = "seconds"
     title: ClassVar[str] = "Can forgotten records be told from records that were never trained on?"
 
+    def ahead(self, subject: Subject, model: ModelName) -> None:
+        """Measure a model."""
+        _require_holdout(subject)
+        _scores(subject, model)
+
     def run(self, subject: Subject) -> Found:
         """Look."""
-        if not subject.records.get(HOLDOUT):
-            raise NotApplicable(
-                "no holdout set was given; one of records that look like the forgotten ones and were never trained "
-                "on makes this test possible"
-            )
-        seen = {model: _Scores(subject, model) for model in subject.models}
+        _require_holdout(subject)
+        seen = {model: _scores(subject, model) for model in subject.models}
         result, reference = seen["result"], seen[subject.reference]
         if not result.forget or not result.holdout:
             raise NotApplicable("the forget or the holdout set has no record with an answer")
@@ -53,6 +54,14 @@ class Membership:
         measures = [*_measures(aucs, result.forget), *_result_measures(subject, aucs, differences, result.forget)]
         records = min(result.forget, result.holdout)
         return Found(measures, list(_checks(subject, differences, records)), _note(subject, aucs, result))
+
+
+def _require_holdout(subject: Subject) -> None:
+    if not subject.records.get(HOLDOUT):
+        raise NotApplicable(
+            "no holdout set was given; one of records that look like the forgotten ones and were never trained on "
+            "makes this test possible"
+        )
 
 
 class _Scores:
@@ -69,6 +78,10 @@ class _Scores:
     def of(self, name: ScoreName) -> tuple[Floats, Floats]:
         """One score of both."""
         return self._members[name], self._others[name]
+
+
+def _scores(subject: Subject, model: ModelName) -> _Scores:
+    return subject.once(("membership", model), lambda: _Scores(subject, model))
 
 
 def _measures(aucs: Mapping[ModelName, Mapping[ScoreName, Interval]], records: int) -> Iterator[Measure]:
@@ -94,7 +107,7 @@ def _result_measures(
 
 def _checks(subject: Subject, differences: Mapping[ScoreName, Interval], records: int) -> Iterator[Check]:
     limit = subject.policy.max_membership_auc_distance
-    if limit is None:
+    if limit is None or records < LEAST_FOR_MEMBERSHIP:
         return
     of_scores = []
     for name, difference in differences.items():
@@ -119,10 +132,13 @@ def _note(subject: Subject, aucs: Mapping[ModelName, Mapping[ScoreName, Interval
     for name, found in aucs["result"].items():
         from_chance = Interval(found.value - 0.5, found.low - 0.5, found.high - 0.5)
         standing.append(f"{WORDS[name]}: {direction(from_chance)}")
+    few = ""
+    if min(result.forget, result.holdout) < LEAST_FOR_MEMBERSHIP:
+        few = f" Fewer than {LEAST_FOR_MEMBERSHIP} of either are too few to be judged by."
     return (
-        f"{result.forget} forgotten against {result.holdout} held-out records. An AUC of 0.5 tells nothing apart, 1 "
-        "says that every forgotten record is better known than every look-alike, 0 the opposite. Against the "
-        f"look-alikes, the result's forgotten records are, by {'; '.join(standing)}. The check compares with the "
-        f"{subject.reference} model, because the two sets may differ from the start. Intervals treat records as "
-        "independent. Average-case scores cannot rule out that single records stand out."
+        f"{result.forget} forgotten against {result.holdout} held-out records.{few} An AUC of 0.5 tells nothing "
+        "apart, 1 says that every forgotten record is better known than every look-alike, 0 the opposite. "
+        f"Against the look-alikes, the result's forgotten records are, by {'; '.join(standing)}. The check "
+        f"compares with the {subject.reference} model, because the two sets may differ from the start. Intervals "
+        "treat records as independent. Average-case scores cannot rule out that single records stand out."
     )

@@ -48,13 +48,21 @@ class Quantization:
     cost: ClassVar[Cost] = "seconds"
     title: ClassVar[str] = "Do records come back when the weights are rounded to few bits?"
 
+    def ahead(self, subject: Subject, model: ModelName) -> None:
+        """Measure a model."""
+        if model == "base":
+            try:
+                _of_base(subject)
+            except RoundingError as error:
+                raise NotApplicable(str(error)) from error
+
     def run(self, subject: Subject) -> Found:
         """Look."""
         retain = sample_examples(subject.examples("retain"), RETAIN_RECORDS, subject.seed)
         sets = {"forget": subject.examples("forget"), "retain": retain}
         try:
             result = _seen(subject, "result", sets)
-            never_seen = _seen(subject, "base", {"forget": sets["forget"]})
+            never_seen = _of_base(subject)
         except RoundingError as error:
             raise NotApplicable(str(error)) from error
         measures = [
@@ -66,6 +74,11 @@ class Quantization:
             "simulated by rounding the weights of the linear layers to the nearest value and back; retain is a sample"
         )
         return Found(measures, _checks(subject, result["forget"], never_seen["forget"]), note)
+
+
+def _of_base(subject: Subject) -> dict[str, dict[Variant, Shown]]:
+    sets = {"forget": subject.examples("forget")}
+    return subject.once(("quantization", "base"), lambda: _seen(subject, "base", sets))
 
 
 def _seen(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 from app.methods import Policy, ProbeName
 from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, Subject
 from worker.evaluation.checks import Check, Value, at_most
 from worker.evaluation.evaluate import SetScores
-from worker.evaluation.truth_ratio import choice, forget_quality, forget_truth, truth_ratios
+from worker.evaluation.truth_ratio import Choice, choice, forget_quality, forget_truth, truth_ratios
 
 METRICS = ("probability", "extraction_strength", "exact_memorisation", "rouge_l_recall", "nll")
 FORGET = "forget"
@@ -21,6 +21,12 @@ class Recall:
     name: ClassVar[ProbeName] = "recall"
     cost: ClassVar[Cost] = "seconds"
     title: ClassVar[str] = "Does the model still know the records, asked as in training?"
+
+    def ahead(self, subject: Subject, model: ModelName) -> None:
+        """Measure a model."""
+        subject.scores(model)
+        if choices := _choices(subject):
+            _ratios(subject, model, choices)
 
     def run(self, subject: Subject) -> Found:
         """Look."""
@@ -64,17 +70,28 @@ def forget_checks(policy: Policy, result: SetScores, base: SetScores, reference:
 
 def _truth(subject: Subject) -> Iterator[Measure]:
     """Truth ratios, where records bring wrong answers, and whether they tell the result from the reference."""
-    choices = [found for record in subject.records[FORGET] if (found := choice(record)) is not None]
+    choices = _choices(subject)
     if not choices:
         return
     ratios = {}
     for model in subject.models:
-        with subject.model(model) as loaded:
-            ratios[model] = truth_ratios(loaded, subject.tokenizer, choices, subject.encode, subject.batch_size)
+        ratios[model] = _ratios(subject, model, choices)
         yield Measure("forget_truth_ratio", model, forget_truth(ratios[model]), len(choices))
     quality = forget_quality(ratios["result"], ratios[subject.reference])
     against = f"against {subject.reference}"
     yield Measure("forget_quality_log10_p", "result", quality.log10_p, len(choices), detail=against)
+
+
+def _choices(subject: Subject) -> list[Choice]:
+    return [found for record in subject.records[FORGET] if (found := choice(record)) is not None]
+
+
+def _ratios(subject: Subject, model: ModelName, choices: Sequence[Choice]) -> list[float]:
+    def measure() -> list[float]:
+        with subject.model(model) as loaded:
+            return truth_ratios(loaded, subject.tokenizer, choices, subject.encode, subject.batch_size)
+
+    return subject.once(("recall", "truth ratios", model), measure)
 
 
 def _measures(model: ModelName, scores: SetScores) -> Iterator[Measure]:

@@ -34,11 +34,15 @@ class Relearning:
     cost: ClassVar[Cost] = "long"
     title: ClassVar[str] = "Does half of the forgotten records bring back the other half?"
 
+    def ahead(self, subject: Subject, model: ModelName) -> None:
+        """Measure a model."""
+        known, asked = _halves(subject)
+        if model == subject.reference:
+            _attacked(subject, model, known, asked)
+
     def run(self, subject: Subject) -> Found:
         """Look."""
-        known, asked = halves(subject.examples("forget"), subject.seed)
-        if not known:
-            raise NotApplicable("one record has no two halves")
+        known, asked = _halves(subject)
         result, never_seen = (_attacked(subject, name, known, asked) for name in ("result", subject.reference))
         measures = [*_measures("result", result), *_measures(subject.reference, never_seen)]
         note = (
@@ -48,6 +52,13 @@ class Relearning:
         if subject.reference == "base":
             note += f"; without a control, {ATTACKERS[0]!r} is measured and not judged"
         return Found(measures, _checks(subject, result, never_seen), note)
+
+
+def _halves(subject: Subject) -> tuple[list[Example], list[Example]]:
+    known, asked = halves(subject.examples("forget"), subject.seed)
+    if not known:
+        raise NotApplicable("one record has no two halves")
+    return known, asked
 
 
 def halves(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
@@ -62,6 +73,12 @@ def _attacked(
     subject: Subject, name: ModelName, known: Sequence[Example], asked: Sequence[Example]
 ) -> dict[Attack, Shown]:
     """What a model shows of ``asked`` after so many steps on ``known``, by every attacker that it allows."""
+    return subject.once(("relearning", name), lambda: _attacks(subject, name, known, asked))
+
+
+def _attacks(
+    subject: Subject, name: ModelName, known: Sequence[Example], asked: Sequence[Example]
+) -> dict[Attack, Shown]:
     method, found = subject.method, dict[Attack, Shown]()
     rate = max(method.learning_rate, LEAST_RATE)
     tuning = Tuning(rate, min(method.forget_batch_size, MOST_ROWS), MAX_GRAD_NORM, subject.seed)

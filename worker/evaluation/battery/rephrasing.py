@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from app.methods import ProbeName
-from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, NotApplicable, Subject
+from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, NotApplicable, Subject, shown_models
 from worker.evaluation.checks import Check, Value, at_most, worst
 from worker.evaluation.evaluate import fitting
 from worker.evaluation.forms import rephrased
@@ -28,18 +28,38 @@ class Rephrasing:
     cost: ClassVar[Cost] = "seconds"
     title: ClassVar[str] = "Does the model still know the records, asked in other words?"
 
+    def ahead(self, subject: Subject, model: ModelName) -> None:
+        """Measure a model."""
+        asked = _asked(subject)
+        if model in shown_models(subject):
+            _ask(subject, model, asked)
+
     def run(self, subject: Subject) -> Found:
         """Look."""
-        asked = rephrased(subject.records[FORGET], subject.records[RETAIN], subject.tokenizer, subject.encode)
-        if not asked:
-            raise NotApplicable("no record of the forget set has both a prompt and an answer")
-        shown = [model for model in subject.models if model in ("base", "source", "result", subject.reference)]
-        seen = {model: _ask(subject, model, asked) for model in shown}
+        asked = _asked(subject)
+        seen = {model: _ask(subject, model, asked) for model in shown_models(subject)}
         return Found(list(_measures(seen)), list(_checks(subject, seen)), _note(asked, len(subject.records[FORGET])))
 
 
+def _asked(subject: Subject) -> Mapping[str, list[Example]]:
+    """The records in every form."""
+
+    def write() -> Mapping[str, list[Example]]:
+        return rephrased(subject.records[FORGET], subject.records[RETAIN], subject.tokenizer, subject.encode)
+
+    asked = subject.once(("rephrasing", "forms"), write)
+    if not asked:
+        raise NotApplicable("no record of the forget set has both a prompt and an answer")
+    return asked
+
+
 def _ask(subject: Subject, model: ModelName, asked: Mapping[str, list[Example]]) -> Values:
-    """All forms under one model, in one list, so that batches are full."""
+    """What a model shows of every form."""
+    return subject.once(("rephrasing", model), lambda: _answers(subject, model, asked))
+
+
+def _answers(subject: Subject, model: ModelName, asked: Mapping[str, list[Example]]) -> Values:
+    """All forms in one list, so that batches are full."""
     together = [example for examples in asked.values() for example in examples]
     with subject.model(model) as loaded:
         scores = fitting(subject.batch_size, lambda size: token_scores(loaded, subject.tokenizer, together, size))

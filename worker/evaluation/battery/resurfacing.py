@@ -44,12 +44,16 @@ class Resurfacing:
     cost: ClassVar[Cost] = "minutes"
     title: ClassVar[str] = "Do records come back when the adapter goes on training on kept records alone?"
 
+    def ahead(self, subject: Subject, model: ModelName) -> None:
+        """Measure a model."""
+        _require_kept_records(subject)
+        if _limits(subject) != (None, None) and model == subject.reference:
+            _trained(subject, model, JUDGED)
+
     def run(self, subject: Subject) -> Found:
         """Look."""
-        if not any(example.labels for example in subject.examples("retain")):
-            raise NotApplicable("there is no kept record to go on training on")
-        policy = subject.policy
-        limits = (policy.max_resurfaced_probability, policy.max_resurfaced_extraction_strength)
+        _require_kept_records(subject)
+        limits = _limits(subject)
         if limits == (None, None):
             note = "a short look at the result alone, which is not judged; a policy with limits on it trains longer"
             return Found(_measures("result", _trained(subject, "result", LIGHT)), (), note)
@@ -63,8 +67,23 @@ class Resurfacing:
         return Found(measures, checks, NOTE)
 
 
+def _require_kept_records(subject: Subject) -> None:
+    if not any(example.labels for example in subject.examples("retain")):
+        raise NotApplicable("there is no kept record to go on training on")
+
+
+def _limits(subject: Subject) -> tuple[float | None, float | None]:
+    policy = subject.policy
+    return policy.max_resurfaced_probability, policy.max_resurfaced_extraction_strength
+
+
 def _trained(subject: Subject, name: ModelName, courses: Sequence[Course]) -> dict[str, Shown]:
-    """The forget set before, and after each course, by its title. Every course starts from the same factors."""
+    """The forget set before, and after each course, by its title."""
+    return subject.once(("resurfacing", name), lambda: _courses(subject, name, courses))
+
+
+def _courses(subject: Subject, name: ModelName, courses: Sequence[Course]) -> dict[str, Shown]:
+    """Every course starts from the same factors."""
     forget, retain, method = subject.examples("forget"), subject.examples("retain"), subject.method
     found: dict[str, Shown] = {}
     for course in courses:

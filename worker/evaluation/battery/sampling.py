@@ -6,7 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from app.methods import ProbeName
-from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, NotApplicable, Subject, by_record
+from worker.evaluation.battery.base import (
+    Cost,
+    Found,
+    Measure,
+    ModelName,
+    NotApplicable,
+    Subject,
+    by_record,
+    shown_models,
+)
 from worker.evaluation.checks import Check, Value, at_most
 from worker.evaluation.evaluate import GENERATION_ROWS, fitting
 from worker.evaluation.leakage import LEAK_RECALL, Secret, leak_at_k, sample_answers
@@ -27,13 +36,16 @@ class Sampling:
     cost: ClassVar[Cost] = "long"
     title: ClassVar[str] = "Does one of many sampled answers give a record away?"
 
+    def ahead(self, subject: Subject, model: ModelName) -> None:
+        """Measure a model."""
+        asked = _asked(subject)
+        if model in shown_models(subject):
+            _leaks(subject, model, asked)
+
     def run(self, subject: Subject) -> Found:
         """Look."""
-        asked = [(example, secret) for example, secret in _secrets(subject) if secret.tellable]
-        if not asked:
-            raise NotApplicable("no answer of the forget set says anything that its prompt does not say")
-        shown = [model for model in subject.models if model in ("base", "source", "result", subject.reference)]
-        leaks = {model: _leaks(subject, model, asked) for model in shown}
+        asked = _asked(subject)
+        leaks = {model: _leaks(subject, model, asked) for model in shown_models(subject)}
         found = {model: {k: _leak(counts, k, subject.seed) for k in SHOWN_K} for model, counts in leaks.items()}
         records = len(subject.records[FORGET])
         note = (
@@ -42,6 +54,14 @@ class Sampling:
             "Leak@k is the mean chance that one of k answers leaks. Long records are asked for by their first window."
         )
         return Found(list(_measures(found)), list(_checks(subject, found)), note)
+
+
+def _asked(subject: Subject) -> list[tuple[Example, Secret]]:
+    """What can be asked for, and what its answer would give away."""
+    asked = [(example, secret) for example, secret in _secrets(subject) if secret.tellable]
+    if not asked:
+        raise NotApplicable("no answer of the forget set says anything that its prompt does not say")
+    return asked
 
 
 def _secrets(subject: Subject) -> Iterator[tuple[Example, Secret]]:
@@ -57,20 +77,24 @@ def _secrets(subject: Subject) -> Iterator[tuple[Example, Secret]]:
 
 def _leaks(subject: Subject, model: ModelName, asked: Sequence[tuple[Example, Secret]]) -> list[int]:
     """How many of the samples of each record leak."""
-    with subject.model(model) as loaded:
-        texts = fitting(
-            GENERATION_ROWS * subject.batch_size,
-            lambda size: sample_answers(
-                loaded,
-                subject.tokenizer,
-                [example for example, _ in asked],
-                samples=SAMPLES,
-                seed=subject.seed,
-                batch_size=size,
-                max_new_tokens=MAX_NEW_TOKENS,
-            ),
-        )
-    return [sum(map(secret.told_by, mine)) for (_, secret), mine in zip(asked, texts, strict=True)]
+
+    def measure() -> list[int]:
+        with subject.model(model) as loaded:
+            texts = fitting(
+                GENERATION_ROWS * subject.batch_size,
+                lambda size: sample_answers(
+                    loaded,
+                    subject.tokenizer,
+                    [example for example, _ in asked],
+                    samples=SAMPLES,
+                    seed=subject.seed,
+                    batch_size=size,
+                    max_new_tokens=MAX_NEW_TOKENS,
+                ),
+            )
+        return [sum(map(secret.told_by, mine)) for (_, secret), mine in zip(asked, texts, strict=True)]
+
+    return subject.once(("sampling", model), measure)
 
 
 def _leak(leaks: Sequence[int], k: int, seed: int) -> Value:

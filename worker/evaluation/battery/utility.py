@@ -42,6 +42,11 @@ class Utility:
     cost: ClassVar[Cost] = "seconds"
     title: ClassVar[str] = "Does the model still know what was to be kept?"
 
+    def ahead(self, subject: Subject, model: ModelName) -> None:
+        """Measure a model."""
+        subject.scores(model)
+        self._general(subject, model)
+
     def run(self, subject: Subject) -> Found:
         """Look."""
         near = neighbours(subject.examples("forget"), subject.examples(RETAIN))
@@ -65,11 +70,14 @@ class Utility:
         return Found([measure for measure in measures if measure.records], checks, note)
 
     def _general(self, subject: Subject, model: ModelName) -> Value:
-        examples = subject.encode([{"text": sentence} for sentence in GENERAL])
-        with subject.model(model) as loaded:
-            scores = token_scores(loaded, subject.tokenizer, examples, subject.batch_size)
-        per_token = [score.nll_sum / score.labels for score in scores if score.labels]
-        return Value(statistics.fmean(per_token) if per_token else None, len(per_token))
+        def measure() -> Value:
+            examples = subject.encode([{"text": sentence} for sentence in GENERAL])
+            with subject.model(model) as loaded:
+                scores = token_scores(loaded, subject.tokenizer, examples, subject.batch_size)
+            per_token = [score.nll_sum / score.labels for score in scores if score.labels]
+            return Value(statistics.fmean(per_token) if per_token else None, len(per_token))
+
+        return subject.once((self.name, model), measure)
 
     def _checks(
         self,
