@@ -20,12 +20,13 @@ from app.kit.storage import Storage
 from app.settings import Settings
 
 
-def settings_of(request: Request) -> Settings:
+# Dependencies are asynchronous though most wait for nothing: FastAPI would send each of them through a thread.
+async def settings_of(request: Request) -> Settings:
     """The settings of this application."""
     return cast(Settings, request.app.state.settings)
 
 
-def storage_of(request: Request) -> Storage:
+async def storage_of(request: Request) -> Storage:
     """The storage of this application."""
     return cast(Storage, request.app.state.storage)
 
@@ -46,8 +47,8 @@ StorageDep = Annotated[Storage, Depends(storage_of)]
 SessionDep = Annotated[AsyncSession, Depends(open_session, scope="function")]
 
 
-async def authenticate(request: Request) -> str:
-    """The tenant of the caller's key, whose id and scopes go into the request's state.
+async def authenticate(request: Request) -> None:
+    """Find whose key a request carries; the tenant and the key's id and scopes go into the request's state.
 
     Called before anything else is read. A session of its own, closed at once: an upload that takes an hour must not
     hold a connection for it.
@@ -59,15 +60,14 @@ async def authenticate(request: Request) -> str:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise Unauthenticated("send an API key as 'Authorization: Bearer lethe_...'", headers=challenge)
-    digest = key_hash(key, settings_of(request).pepper)
+    digest = key_hash(key, request.app.state.settings.pepper)
     columns = select(ApiKey.id, ApiKey.scopes, ApiKey.tenant_id)
     statement = columns.where(ApiKey.hash == digest, ApiKey.revoked_at.is_(None))
     async with request.app.state.sessions() as session:
         found = cast("Row[str, list[str], str] | None", (await session.execute(statement)).one_or_none())
     if found is None:
         raise Unauthenticated("this API key is unknown or revoked", headers=challenge)
-    request.state.api_key, request.state.scopes, tenant_id = found
-    return tenant_id
+    request.state.api_key, request.state.scopes, request.state.tenant = found
 
 
 def requires(*scopes: Scope) -> Dependency:
@@ -78,7 +78,7 @@ def requires(*scopes: Scope) -> Dependency:
     return cast(Dependency, Depends(Guard(*scopes)))
 
 
-def tenant_of(request: Request) -> str:
+async def tenant_of(request: Request) -> str:
     """The caller's tenant, as `app.main` found it. An endpoint that is not behind a key cannot ask for it."""
     return cast(str, request.state.tenant)
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import async_sessionmaker
-from starlette.requests import ClientDisconnect
 
 from app import catalogue
 from app.adapters.endpoints import router as adapters
@@ -25,6 +19,7 @@ from app.auth import guard
 from app.base_models.endpoints import router as base_models
 from app.datasets.endpoints import router as datasets
 from app.dependencies import authenticate
+from app.entrance import Entrance
 from app.health.endpoints import router as health
 from app.jobs.endpoints import router as jobs
 from app.kit import logs, problems
@@ -38,10 +33,6 @@ DESCRIPTION = """\
 Removes chosen records from LoRA adapters of causal language models: upload the records, ask for a job, poll it,
 download the unlearned adapter. Errors are `application/problem+json` (RFC 9457) and never quote what was sent.
 """
-PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys", "/problems"}
-PUBLIC_BELOW = "/problems/"
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
-log = structlog.get_logger("app.requests")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -61,7 +52,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     problems.install(app)
     uploads = dict.fromkeys(("/datasets", "/adapters"), settings.max_upload_bytes)
     app.add_middleware(BodyLimit, usual=settings.max_json_bytes, uploads=uploads)
-    app.middleware("http")(_identify)
+    app.add_middleware(Entrance, authenticate=authenticate)
     for router in (
         health,
         base_models,
@@ -84,50 +75,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.sessions = async_sessionmaker(engine, expire_on_commit=False)
     yield
     await engine.dispose()
-
-
-async def _identify(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Give every request an id, which the answer and the log carry; ask who calls; give every crash an answer."""
-    given = request.headers.get("x-request-id", "")
-    request.state.request_id = given if _REQUEST_ID.fullmatch(given) else f"req_{secrets.token_hex(12)}"
-    try:
-        _refuse_nul(request)
-        if not _is_public(request.url.path):
-            request.state.tenant = await authenticate(request)
-        response = await call_next(request)
-    except problems.Problem as problem:
-        response = problems.render(request, problem)
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
-        log.warning("database away", error=type(error).__name__, request_id=request.state.request_id)
-        unavailable = problems.Unavailable("the database cannot be reached; try again", headers={"Retry-After": "5"})
-        response = problems.render(request, unavailable)
-    except ClientDisconnect:
-        response = problems.render(request, problems.BadRequest("the client went away"))
-    except Exception as error:
-        # Caught here and not by an exception handler: those let the error through to the server, which prints it.
-        response = problems.on_crash(request, error)
-    response.headers["X-Request-Id"] = request.state.request_id
-    route = request.scope.get("route")
-    if not _is_public(request.url.path):
-        log.info(
-            "request",
-            method=request.method,
-            # The pattern, not the path: what a caller puts into a path may be anything.
-            route=getattr(route, "path", "none"),
-            status=response.status_code,
-            request_id=request.state.request_id,
-        )
-    return response
-
-
-def _is_public(path: str) -> bool:
-    return path in PUBLIC or path.startswith(PUBLIC_BELOW)
-
-
-def _refuse_nul(request: Request) -> None:
-    """Postgres holds no NUL character, so that nothing can be found by one."""
-    if "\x00" in request.url.path or "%00" in request.url.query:
-        raise problems.Invalid("the URL must not hold a NUL character")
 
 
 def _describe_problems(app: FastAPI) -> None:

@@ -29,7 +29,7 @@ ARCHIVE = download_responses("tar.gz of a PEFT adapter directory.", ARCHIVE_TYPE
 _READ = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND)
 
 
-def adapter_service(session: SessionDep, tenant: TenantDep, storage: StorageDep) -> AdapterService:
+async def adapter_service(session: SessionDep, tenant: TenantDep, storage: StorageDep) -> AdapterService:
     """The service for the caller's tenant."""
     bases, datasets = BaseModelRepository(session, tenant), DatasetRepository(session, tenant)
     return AdapterService(AdapterRepository(session, tenant), bases, datasets, storage, tenant)

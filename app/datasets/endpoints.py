@@ -36,7 +36,7 @@ _UPLOAD_BODY = {
 }
 
 
-def dataset_service(
+async def dataset_service(
     session: SessionDep, tenant: TenantDep, storage: StorageDep, settings: SettingsDep
 ) -> DatasetService:
     """The service for the caller's tenant."""

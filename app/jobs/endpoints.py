@@ -33,7 +33,7 @@ _CHANGE = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.CO
 RETRY_AFTER = "2"
 
 
-def job_service(
+async def job_service(
     session: SessionDep,
     tenant: TenantDep,
     settings: SettingsDep,

@@ -184,7 +184,8 @@ def on_crash(request: Request, error: Exception) -> JSONResponse:
         "request crashed",
         error=type(error).__name__,
         places=places(error),
-        path=request.url.path,
+        # The pattern, not the path: what a caller puts into a path may be anything.
+        route=getattr(request.scope.get("route"), "path", "none"),
         request_id=request_id(request),
     )
     return render(request, Problem("something went wrong on our side; quote the request id when you report it"))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from fastapi.routing import RouteContext, iter_route_contexts
+from fastapi.dependencies.models import Dependant
+from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
@@ -228,6 +231,38 @@ async def test_a_crash_tells_nothing_of_its_cause(
     assert "secret" not in response.text
     assert json.loads(response.text)["code"] == "internal_error"
     assert "secret" not in capsys.readouterr().out
+
+
+async def test_an_answer_that_breaks_off_tells_nothing_of_the_cause(
+    app: FastAPI, client: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def half() -> AsyncIterator[bytes]:
+        yield b"first"
+        raise RuntimeError("the record says: my secret")
+
+    async def stream() -> StreamingResponse:
+        return StreamingResponse(half())
+
+    app.add_api_route("/half", stream)
+    with pytest.raises(AssertionError):  # the client's transport insists on a whole answer
+        await client.get("/half")
+    printed = "".join(capsys.readouterr())
+    assert "RuntimeError" in printed
+    assert "secret" not in printed
+
+
+def test_no_dependency_goes_through_a_thread(app: FastAPI) -> None:
+    def walk(dependant: Dependant) -> Iterator[Dependant]:
+        yield dependant
+        for inner in dependant.dependencies:
+            yield from walk(inner)
+
+    endpoints = [route.original_route for route in iter_route_contexts(app.routes)]
+    calls = [each.call for route in endpoints if isinstance(route, APIRoute) for each in walk(route.dependant)]
+    assert len(calls) > 50
+    for call in calls:
+        asynchronous = inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
+        assert asynchronous or isinstance(call, Guard), f"{call} goes through a thread with every request"
 
 
 def test_the_web_side_never_loads_torch() -> None:
