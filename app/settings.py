@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.kit.addresses import Policy
 from app.kit.crypto import KeyRing
 from app.kit.signing import PrivateKey
 
@@ -53,6 +54,12 @@ class Settings(BaseSettings):
     ] = 200
     dataset_retention_days: Annotated[int, Field(gt=0, description="Days until a dataset is purged.")] = 30
 
+    webhook_allow_private: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="Networks and host names that webhooks may reach although they are not public."),
+    ] = ()
+
     lease_seconds: Annotated[int, Field(ge=3, description="How long a claim on a run holds without a heartbeat.")] = (
         60
     )
@@ -81,6 +88,19 @@ class Settings(BaseSettings):
     def _split_roots(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(Path(part) for part in value.split(os.pathsep) if part)
+        return value
+
+    @field_validator("webhook_allow_private", mode="before")
+    @classmethod
+    def _split_allowed(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part for part in (piece.strip() for piece in value.split(",")) if part)
+        return value
+
+    @field_validator("webhook_allow_private")
+    @classmethod
+    def _names_places(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        Policy.parse(value)
         return value
 
     @field_validator("database_url")
@@ -120,6 +140,11 @@ class Settings(BaseSettings):
     def key_ring(self) -> KeyRing:
         """The key-encryption keys."""
         return KeyRing.parse(self.encryption_keys.get_secret_value())
+
+    @cached_property
+    def outbound(self) -> Policy:
+        """Where webhooks and other callbacks may go."""
+        return Policy.parse(self.webhook_allow_private)
 
     @cached_property
     def signer(self) -> PrivateKey | None:
