@@ -5,7 +5,7 @@ import sys
 import typer
 
 from app.client import ClientError
-from app.commands import audit, jobs, registry, report, service, verify
+from app.commands import audit, encryption, jobs, registry, report, service, verify
 from app.embedded.process import EmbeddedError
 
 # Tracebacks with local variables would print keys and records.
@@ -28,6 +28,8 @@ app.add_typer(audit.commands, name="audit")
 app.command()(verify.verify)
 app.command()(service.migrate)
 app.command()(service.bootstrap)
+app.command()(encryption.rewrap)
+app.command()(encryption.scrub)
 app.command("generate-signing-key")(verify.generate_signing_key)
 
 

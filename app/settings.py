@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app.datasets.schemas import Purpose
 from app.kit.addresses import Policy
 from app.kit.crypto import KeyRing
 from app.kit.signing import PrivateKey
@@ -53,6 +54,9 @@ class Settings(BaseSettings):
         int, Field(gt=0, description="Most bytes that one byte of a compressed upload may unpack to.")
     ] = 200
     dataset_retention_days: Annotated[int, Field(gt=0, description="Days until a dataset is purged.")] = 30
+    forget_retention_days: Annotated[int | None, Field(gt=0, description="The same for forget sets alone.")] = None
+    retain_retention_days: Annotated[int | None, Field(gt=0, description="The same for retain sets alone.")] = None
+    holdout_retention_days: Annotated[int | None, Field(gt=0, description="The same for holdout sets alone.")] = None
 
     webhook_allow_private: Annotated[
         tuple[str, ...],
@@ -150,6 +154,15 @@ class Settings(BaseSettings):
     def signer(self) -> PrivateKey | None:
         """The key that signs attestations; None in a process that was given none, because it signs nothing."""
         return PrivateKey.parse(self.signing_key.get_secret_value()) if self.signing_key is not None else None
+
+    def retention_days(self, purpose: Purpose) -> int:
+        """Days until a dataset of that purpose is purged, at the latest."""
+        own: dict[Purpose, int | None] = {
+            "forget": self.forget_retention_days,
+            "retain": self.retain_retention_days,
+            "holdout": self.holdout_retention_days,
+        }
+        return own[purpose] or self.dataset_retention_days
 
     @cached_property
     def pepper(self) -> bytes:

@@ -64,6 +64,7 @@ def _schedule() -> dict[str, dict[str, Any]]:
         "lethe.reap_runs": 5.0,
         "lethe.purge_datasets": 60.0,
         "lethe.sweep_checkpoints": 60.0,
+        "lethe.scrub_keys": 3600.0,
     }
     return {
         task: {"task": task, "schedule": seconds, "options": {"queue": LIGHT_QUEUE, "expires": seconds}}

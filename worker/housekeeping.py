@@ -10,13 +10,14 @@ from sqlalchemy.orm import Session, aliased
 
 from app import outbox
 from app.adapters.tables import Adapter
+from app.data_keys import scrub
 from app.datasets import purging
 from app.datasets.tables import Dataset
 from app.jobs import transitions
 from app.jobs.tables import OutboxMessage, Run, UnlearnJob
 from app.settings import get_settings
 from worker import checkpoints
-from worker.database import new_session, storage, vault
+from worker.database import engine, new_session, storage, vault
 from worker.lease import follow, wake_next
 
 BATCH = 100
@@ -102,6 +103,19 @@ def sweep_checkpoints() -> int:
     for run_id in run_ids:
         delete_checkpoints(run_id)
     return len(run_ids)
+
+
+def scrub_keys() -> bool:
+    """Remove what destroyed data keys left in the database, if any were destroyed since. Answers whether it did."""
+    if not scrub.due(engine()):
+        return False
+    try:
+        done = scrub.scrub(engine())
+    except scrub.NotScrubbed as reason:
+        log.warning("destroyed keys not scrubbed", reason=str(reason))
+        return False
+    log.info("destroyed keys scrubbed", tenants=done.tenants, log=done.log)
+    return True
 
 
 def _forgotten() -> Select[str]:

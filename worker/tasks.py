@@ -68,5 +68,11 @@ def sweep_checkpoints() -> None:
     housekeeping.sweep_checkpoints()
 
 
+@celery_app.task(name="lethe.scrub_keys")  # type: ignore[untyped-decorator] # celery ships no types
+def scrub_keys() -> None:
+    """Remove what destroyed keys left in the database."""
+    housekeeping.scrub_keys()
+
+
 def _publish(task: str, queue: str, argument: str) -> None:
     celery_app.send_task(task, args=[argument], queue=queue, ignore_result=True)

@@ -11,6 +11,8 @@ Action = Literal[
     "api_key.created",
     "attestation.signed",
     "base_model.registered",
+    "data_keys.rewrapped",
+    "data_keys.scrubbed",
     "dataset.created",
     "dataset.purged",
     "evaluation.stored",
@@ -26,7 +28,9 @@ SubjectType = Literal[
     "attestation",
     "base_model",
     "dataset",
+    "encryption_key",
     "evaluation",
+    "tenant",
     "unlearn_job",
 ]
 ACTIONS: dict[Action, str] = {
@@ -36,6 +40,8 @@ ACTIONS: dict[Action, str] = {
     "api_key.created": "A key was made.",
     "attestation.signed": "A release was attested: the signed statement of what was done.",
     "base_model.registered": "A base model was registered.",
+    "data_keys.rewrapped": "Data keys were wrapped anew under the current key-encryption key.",
+    "data_keys.scrubbed": "What destroyed data keys left in the database's files was removed.",
     "dataset.created": "Records were uploaded and encrypted.",
     "dataset.purged": "A dataset's data key was destroyed: nothing opens its bytes any more.",
     "evaluation.stored": "A run's result was measured, and the gate gave its verdict.",

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
+from pydantic import AwareDatetime
 
 from app.auth.guard import GuardedRoute
 from app.datasets.body import reader_of
@@ -64,10 +65,13 @@ async def upload(
     service: ServiceDep,
     settings: SettingsDep,
     purpose: Annotated[Purpose, Query(description="What the records are for.")],
+    purge_at: Annotated[
+        AwareDatetime | None, Query(description="When to purge them; not later than the retention of their purpose.")
+    ] = None,
 ) -> DatasetRead:
     """Upload records as JSON Lines, encrypted as they arrive. `Content-Encoding` may be gzip or zstd."""
     bounds = Bounds(settings.max_upload_bytes, settings.max_decompression_ratio)
-    return present(await service.upload(purpose, request.stream(), reader_of(request.headers, bounds)))
+    return present(await service.upload(purpose, request.stream(), reader_of(request.headers, bounds), purge_at))
 
 
 @router.get(

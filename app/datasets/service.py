@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from anyio import to_thread
@@ -16,7 +16,7 @@ from app.datasets.repository import DatasetRepository
 from app.datasets.schemas import DatasetRead, Purpose
 from app.datasets.tables import Dataset
 from app.datasets.vault import Vault
-from app.kit.problems import Conflict, NotFound
+from app.kit.problems import Conflict, NotFound, invalid_field
 from app.kit.storage import Storage
 from app.settings import Settings
 
@@ -31,16 +31,20 @@ class DatasetService:
         self._tenant_id = tenant_id
         self.vault = Vault(storage, settings.key_ring)
 
-    async def upload(self, purpose: Purpose, body: AsyncIterator[bytes], reader: Reader) -> Dataset:
+    async def upload(
+        self, purpose: Purpose, body: AsyncIterator[bytes], reader: Reader, purge_at: datetime | None = None
+    ) -> Dataset:
         """Store what arrives as a new dataset.
 
         Args:
             reader: makes the stage that turns the body into JSON Lines and hands them on.
+            purge_at: when to purge it, if not when the retention of its purpose ends.
 
         Raises:
-            Invalid: a line is no record, or there is none.
+            Invalid: a line is no record, or there is none; `purge_at` is past, or later than the retention's end.
             TooLarge: a limit is exceeded.
         """
+        self._check_purge_at(purpose, purge_at)
         intake = self._intake()
         stage = reader(intake.feed)
         with intake:
@@ -48,7 +52,7 @@ class DatasetService:
                 await to_thread.run_sync(stage.write, data)
             await to_thread.run_sync(stage.close)
             stored = await to_thread.run_sync(intake.finish)
-        return await self._register(purpose, stored)
+        return await self._register(purpose, stored, purge_at)
 
     async def store_records(self, purpose: Purpose, records: Sequence[Record]) -> Dataset:
         """Store records that came inside a request."""
@@ -95,7 +99,14 @@ class DatasetService:
     def _salt(self) -> bytes:
         return salt_of(self._tenant_id, self._settings.pepper)
 
-    async def _register(self, purpose: Purpose, stored: Stored) -> Dataset:
+    def _check_purge_at(self, purpose: Purpose, purge_at: datetime | None) -> None:
+        if purge_at is None:
+            return
+        now, days = datetime.now(UTC), self._settings.retention_days(purpose)
+        if not now < purge_at <= now + timedelta(days=days):
+            raise invalid_field("/query/purge_at", f"must lie within the next {days} days")
+
+    async def _register(self, purpose: Purpose, stored: Stored, purge_at: datetime | None = None) -> Dataset:
         dataset = Dataset(
             id=stored.dataset_id,
             tenant_id=self._tenant_id,
@@ -108,7 +119,7 @@ class DatasetService:
             digests_key=stored.digests_key,
             key_id=stored.wrapped.key_id,
             wrapped_key=stored.wrapped.ciphertext,
-            purge_at=func.now() + timedelta(days=self._settings.dataset_retention_days),
+            purge_at=purge_at or func.now() + timedelta(days=self._settings.retention_days(purpose)),
         )
         digest = salted_digest(stored.sha256, self._salt())
         await self._repository.add(dataset, digest, undo=lambda: self.vault.delete_blobs(dataset))

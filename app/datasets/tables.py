@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, LargeBinary, func
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, LargeBinary, RowMapping, func
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.data_keys.columns import wrapped_under
+from app.datasets.intake import context
 from app.kit.db import Base
+
+
+def _key_context(row: RowMapping) -> str:
+    return context(row["tenant_id"], row["id"], "key")
 
 
 class Dataset(Base):
@@ -30,7 +36,7 @@ class Dataset(Base):
     blob_key: Mapped[str]
     digests_key: Mapped[str]
     key_id: Mapped[str]
-    wrapped_key: Mapped[bytes | None] = mapped_column(LargeBinary)
+    wrapped_key: Mapped[bytes | None] = mapped_column(LargeBinary, info=wrapped_under("key_id", _key_context))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     purge_at: Mapped[datetime] = mapped_column(index=True)
     purged_at: Mapped[datetime | None]

@@ -46,6 +46,8 @@ SETTINGS = {
     # Without DETAIL, which quotes the values of keys.
     "log_error_verbosity": "terse",
     "log_checkpoints": "off",
+    # Old log files hold what was destroyed since: they are removed, not kept to be written over.
+    "wal_recycle": "off",
 }
 # For tests only: a crash of the machine may cost the data, which a temporary server does not mind.
 FAST_SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}

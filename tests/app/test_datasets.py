@@ -8,9 +8,9 @@ import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from app.audit.tables import AuditEntry
 from app.datasets.records import digest, validate_record
+from app.datasets.schemas import Purpose
 from app.datasets.tables import Dataset
 from app.datasets.vault import Vault
 from app.jobs.tables import OutboxMessage
@@ -28,7 +29,7 @@ from app.kit.crypto import CryptoError
 from app.kit.storage import LocalStorage
 from app.main import create_app
 from app.settings import Settings
-from tests.app.conftest import post_job, record, upload
+from tests.app.conftest import caller, make_key, post_job, record, upload
 
 JSONL = {"Content-Type": "application/jsonl"}
 MARKER = "Zanzibar-Quux-4711"
@@ -398,3 +399,33 @@ def test_what_is_only_about_a_record_does_not_make_it_another() -> None:
     same = {digest(validate_record(record), b"salt") for record in (plain, plain | about)}
     assert len(same) == 1
     assert digest(validate_record(plain | {"completion": "d"}), b"salt") not in same
+
+
+@pytest.mark.parametrize("purpose", ["forget", "retain", "holdout"])
+async def test_each_purpose_has_its_own_retention(settings: Settings, engine: Engine, purpose: Purpose) -> None:
+    own = settings.model_copy(update={f"{purpose}_retention_days": 3, "dataset_retention_days": 8})
+    app = create_app(own)
+    async with app.router.lifespan_context(app), caller(app, make_key(engine, "ours")) as client:
+        for uploaded in get_args(Purpose):
+            found = (await client.get(f"/datasets/{await upload(client, uploaded, {'text': 'x'})}")).json()
+            days = datetime.fromisoformat(found["purge_at"]) - datetime.fromisoformat(found["created_at"])
+            assert days == timedelta(days=3 if uploaded == purpose else 8)
+
+
+async def test_a_dataset_may_be_purged_earlier(client: httpx.AsyncClient) -> None:
+    at = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=2)
+    url = httpx.URL("/datasets", params={"purpose": "forget", "purge_at": at.isoformat()})
+    response = await client.post(url, content=b'{"text": "x"}', headers=JSONL)
+    assert datetime.fromisoformat(response.json()["purge_at"]) == at
+
+
+@pytest.mark.parametrize("away", [timedelta(days=31), timedelta(days=-1)])
+async def test_a_dataset_may_not_be_kept_longer_nor_be_purged_before_it_came(
+    client: httpx.AsyncClient, settings: Settings, away: timedelta
+) -> None:
+    at = (datetime.now(UTC) + away).isoformat()
+    url = httpx.URL("/datasets", params={"purpose": "forget", "purge_at": at})
+    response = await client.post(url, content=b'{"text": "x"}', headers=JSONL)
+    assert response.status_code == 422
+    assert response.json()["errors"] == [{"pointer": "/query/purge_at", "detail": "must lie within the next 30 days"}]
+    assert not settings.storage_dir.exists() or stored_files(settings) == []
