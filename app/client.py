@@ -202,16 +202,23 @@ class LetheClient:
 
     def audit_entries(self, limit: int, **filters: str) -> list[dict[str, Any]]:
         """The newest entries of the audit chain, newest first, as many as there are up to `limit`."""
-        entries: list[dict[str, Any]] = []
-        cursor: dict[str, str] = {}
-        while len(entries) < limit:
-            size = {"limit": str(min(100, limit - len(entries)))}
-            page = self._json("GET", "/audit", params=filters | size | cursor)
-            entries += page["data"]
-            if not page["has_more"]:
-                break
-            cursor = {"cursor": page["next_cursor"]}
-        return entries
+        return self._list("/audit", limit, filters)
+
+    def create_key(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Makes an API key; the answer holds its secret."""
+        return self._json("POST", "/api-keys", json=body)
+
+    def keys(self, limit: int) -> list[dict[str, Any]]:
+        """The tenant's API keys, newest first, as many as there are up to `limit`."""
+        return self._list("/api-keys", limit)
+
+    def revoke_key(self, key_id: str) -> dict[str, Any]:
+        """Ends an API key."""
+        return self._json("POST", f"/api-keys/{key_id}/revoke")
+
+    def rotate_key(self, key_id: str, grace_seconds: int) -> dict[str, Any]:
+        """Gives an API key a new secret, which the answer holds."""
+        return self._json("POST", f"/api-keys/{key_id}/rotate", json={"grace_seconds": grace_seconds})
 
     def verify_audit(self, known: str | None) -> dict[str, Any]:
         """Has the service check the audit chain, and the hash of one entry that was noted as `SEQUENCE:HASH`."""
@@ -267,6 +274,18 @@ class LetheClient:
                     raise DamagedDownloadError(f"{path}: sha256 is {digest.hexdigest()}, announced {announced}")
                 temporary.chmod(0o644)
         return announced
+
+    def _list(self, path: str, limit: int, filters: dict[str, str] | None = None) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = []
+        cursor: dict[str, str] = {}
+        while len(items) < limit:
+            size = {"limit": str(min(100, limit - len(items)))}
+            page = self._json("GET", path, params=(filters or {}) | size | cursor)
+            items += page["data"]
+            if not page["has_more"]:
+                break
+            cursor = {"cursor": page["next_cursor"]}
+        return items
 
     def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:  # noqa: ANN401 - handed to httpx as it is
         with self._answers():

@@ -16,9 +16,11 @@ from app.adapters.endpoints import router as adapters
 from app.attestations.endpoints import router as attestations
 from app.audit.endpoints import router as audit
 from app.auth import guard
+from app.auth.authentication import authenticate
+from app.auth.endpoints import router as api_keys
+from app.auth.last_use import LastUse
 from app.base_models.endpoints import router as base_models
 from app.datasets.endpoints import router as datasets
-from app.dependencies import authenticate
 from app.entrance import Entrance
 from app.health.endpoints import router as health
 from app.jobs.endpoints import router as jobs
@@ -63,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         audit,
         catalogue.router,
         problem_kinds,
+        api_keys,
     ):
         app.include_router(router)
     _describe_problems(app)
@@ -73,7 +76,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     engine = make_async_engine(app.state.settings.database_url.get_secret_value())
     app.state.sessions = async_sessionmaker(engine, expire_on_commit=False)
+    app.state.last_use = LastUse(app.state.sessions)
     yield
+    await app.state.last_use.finish()
     await engine.dispose()
 
 

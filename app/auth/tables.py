@@ -22,7 +22,10 @@ class Tenant(Base):
 
 
 class ApiKey(Base):
-    """A bearer key, of which only a keyed hash is stored."""
+    """A bearer key, of which only a keyed hash is stored.
+
+    After a rotation the hash of the secret before is kept, which is good until `previous_until`.
+    """
 
     __tablename__ = "api_keys"
 
@@ -31,5 +34,11 @@ class ApiKey(Base):
     name: Mapped[str]
     hash: Mapped[bytes] = mapped_column(LargeBinary, unique=True)
     scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
+    previous_hash: Mapped[bytes | None] = mapped_column(LargeBinary, unique=True)
+    previous_until: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    # To the minute: a key that is used all the time is written once a minute.
+    last_used_at: Mapped[datetime | None]
+    rotated_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]

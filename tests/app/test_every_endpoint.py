@@ -170,7 +170,9 @@ async def test_foreign_things_are_not_found(
 ) -> None:
     dataset = await upload(client, "forget", {"text": "x"})
     job = (await post_job(client)).json()["id"]
+    key = (await client.post("/api-keys", json={"name": "x", "scopes": ["jobs:read"]})).json()["id"]
     values = {"name:path": "acme/tiny", "name": adapter, "number": "head", "dataset_id": dataset, "job_id": job}
+    values |= {"key_id": key}
     with_ids = [(method, path) for method, path in routes(app) if "{" in path and method != "HEAD"]
     assert len(with_ids) > 10
     for method, path in with_ids:

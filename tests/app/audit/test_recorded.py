@@ -40,7 +40,7 @@ def key_id(engine: Engine, tenant: str = "ten_ours") -> str:
 async def test_a_key_is_recorded_by_its_id(client: httpx.AsyncClient, engine: Engine) -> None:
     (entry,) = entries(engine)
     assert (entry.action, entry.subject_type, entry.subject_id) == ("api_key.created", "api_key", key_id(engine))
-    assert (entry.actor, entry.data) == ("system", {})
+    assert (entry.actor, entry.data) == ("system", {"scopes": ["admin"]})
 
 
 def test_the_first_key_of_a_service_is_recorded_once(settings: Settings, engine: Engine) -> None:
