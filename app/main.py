@@ -18,12 +18,15 @@ from app.audit.endpoints import router as audit
 from app.auth import guard
 from app.auth.authentication import authenticate
 from app.auth.endpoints import router as api_keys
+from app.auth.guesses import Guesses
 from app.auth.last_use import LastUse
+from app.auth.limits import RateLimits
 from app.base_models.endpoints import router as base_models
 from app.datasets.endpoints import router as datasets
 from app.entrance import Entrance
 from app.health.endpoints import router as health
 from app.jobs.endpoints import router as jobs
+from app.jobs.quota import JobQuota
 from app.kit import logs, problems
 from app.kit.body_limit import BodyLimit
 from app.kit.db import make_async_engine
@@ -50,6 +53,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings = settings
+    app.state.job_quota = JobQuota(settings.max_live_jobs)
     app.state.storage = LocalStorage(settings.storage_dir)
     problems.install(app)
     uploads = dict.fromkeys(("/datasets", "/adapters"), settings.max_upload_bytes)
@@ -77,8 +81,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     engine = make_async_engine(app.state.settings.database_url.get_secret_value())
     app.state.sessions = async_sessionmaker(engine, expire_on_commit=False)
     app.state.last_use = LastUse(app.state.sessions)
+    app.state.rate_limits = RateLimits.of(app.state.settings)
+    app.state.guesses = Guesses(app.state.rate_limits)
     yield
     await app.state.last_use.finish()
+    await app.state.rate_limits.close()
     await engine.dispose()
 
 

@@ -64,6 +64,13 @@ class Settings(BaseSettings):
         Field(description="Networks and host names that webhooks may reach although they are not public."),
     ] = ()
 
+    rate_limit: Annotated[str, Field(description="Reads per API key, such as '1200/minute'; empty is no limit.")] = (
+        "1200/minute"
+    )
+    rate_limit_writes: Annotated[str, Field(description="Other requests per API key.")] = "600/minute"
+    rate_limit_guesses: Annotated[str, Field(description="Wrong API keys per client address.")] = "60/minute"
+    max_live_jobs: Annotated[int, Field(gt=0, description="Most jobs of a tenant that are queued or running.")] = 1000
+
     lease_seconds: Annotated[int, Field(ge=3, description="How long a claim on a run holds without a heartbeat.")] = (
         60
     )
@@ -105,6 +112,19 @@ class Settings(BaseSettings):
     @classmethod
     def _names_places(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         Policy.parse(value)
+        return value
+
+    @field_validator("rate_limit", "rate_limit_writes", "rate_limit_guesses")
+    @classmethod
+    def _is_rate(cls, value: str) -> str:
+        # Loaded here: commands that limit nothing start without it.
+        from limits import parse as parse_rate
+
+        if value:
+            try:
+                parse_rate(value)
+            except ValueError:
+                raise ValueError("must be a rate such as '1200/minute', or empty") from None
         return value
 
     @field_validator("database_url")

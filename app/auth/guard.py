@@ -65,5 +65,5 @@ def describe(document: dict[str, Any], routes: Iterable[RouteContext]) -> None:
             operation = document["paths"].get(route.path_format, {}).get(method.lower())
             if operation is not None and guard is not None:
                 operation["security"] = [{SCHEME: [scope]} for scope in guard.scopes]
-                refusal = responses(HTTPStatus.FORBIDDEN)[HTTPStatus.FORBIDDEN]
-                operation["responses"].setdefault("403", refusal)
+                for status, answer in responses(HTTPStatus.FORBIDDEN, HTTPStatus.TOO_MANY_REQUESTS).items():
+                    operation["responses"].setdefault(str(status), answer)

@@ -20,6 +20,7 @@ from app.dependencies import SessionDep, SettingsDep, StorageDep, TenantDep, req
 from app.evaluations.report import HEADERS, HTML, prefers_html, report
 from app.evaluations.schemas import EvaluationRead
 from app.jobs.present import present, present_event
+from app.jobs.quota import within_quota
 from app.jobs.repository import JobRepository
 from app.jobs.schemas import EventRead, JobCreate, JobRead, Status
 from app.jobs.service import AlreadyAccepted, JobService
@@ -49,7 +50,7 @@ ServiceDep = Annotated[JobService, Depends(job_service)]
 
 @router.post(
     "",
-    dependencies=[requires("jobs:write")],
+    dependencies=[requires("jobs:write"), Depends(within_quota)],
     status_code=HTTPStatus.ACCEPTED,
     operation_id="create_unlearn_job",
     responses=responses(
@@ -129,7 +130,7 @@ async def cancel(job_id: str, service: ServiceDep) -> JobRead:
 
 @router.post(
     "/{job_id}/retry",
-    dependencies=[requires("jobs:write")],
+    dependencies=[requires("jobs:write"), Depends(within_quota)],
     status_code=HTTPStatus.ACCEPTED,
     operation_id="retry_unlearn_job",
     responses=_CHANGE,

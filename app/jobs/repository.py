@@ -56,6 +56,12 @@ class JobRepository:
         """A job with its run."""
         return (await self._session.execute(self._jobs().where(UnlearnJob.id == job_id))).one_or_none()
 
+    async def live(self, most: int) -> int:
+        """How many jobs are queued or running, counted up to `most`."""
+        live = UnlearnJob.status.in_(("queued", "running"))
+        some = select(UnlearnJob.id).where(UnlearnJob.tenant_id == self._tenant_id, live).limit(most)
+        return await self._session.scalar(select(func.count()).select_from(some.subquery())) or 0
+
     async def by_idempotency_key(self, key: str) -> UnlearnJob | None:
         """The job that was made under this key."""
         return await self._session.scalar(

@@ -70,6 +70,7 @@ class UnlearnJob(Base):
             name="status",
         ),
         Index("ix_unlearn_jobs_list", "tenant_id", "created_at", "id"),
+        Index("ix_unlearn_jobs_live", "tenant_id", postgresql_where=text("status IN ('queued', 'running')")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

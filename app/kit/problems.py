@@ -106,6 +106,18 @@ class UnsupportedMediaType(Problem):
     status, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"
 
 
+class RateLimited(Problem):
+    """Too many requests in a while."""
+
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "rate_limited"
+
+
+class QuotaExceeded(Problem):
+    """Too much at the same time."""
+
+    status, code = HTTPStatus.TOO_MANY_REQUESTS, "quota_exceeded"
+
+
 class Unavailable(Problem):
     """A part of the service is down."""
 

@@ -107,6 +107,18 @@ _ANSWERS = (
         "The request is understood and cannot be accepted: a field is missing, unknown, or out of its range.",
         "Correct what `errors` names; each `pointer` is a JSON Pointer into the request.",
     ),
+    _answer(
+        "rate_limited",
+        429,
+        "More requests than the limit allows: per key for reads and for writes, per address for wrong keys.",
+        "Send the request again after `Retry-After` seconds; `RateLimit-Policy` gives the limit.",
+    ),
+    _answer(
+        "quota_exceeded",
+        429,
+        "As many jobs as the tenant may have are queued or running.",
+        "Wait for jobs to end, or cancel some, then send the request again.",
+    ),
     Code(
         "internal_error",
         500,

@@ -292,7 +292,7 @@ def test_the_openapi_document_describes_every_answer(settings: Settings) -> None
             assert operation["operationId"], (method, path)
             assert operation.get("summary"), (method, path)
             if path not in PUBLIC:
-                assert {"401", "403"} <= set(operation["responses"]), (method, path)
+                assert {"401", "403", "429"} <= set(operation["responses"]), (method, path)
                 assert all(scope in SCOPES for need in operation["security"] for scope in need["ApiKey"])
             else:
                 assert "security" not in operation
