@@ -15,7 +15,6 @@ from app import catalogue
 from app.adapters.endpoints import router as adapters
 from app.attestations.endpoints import router as attestations
 from app.audit.endpoints import router as audit
-from app.auth import guard
 from app.auth.authentication import authenticate
 from app.auth.endpoints import router as api_keys
 from app.auth.guesses import Guesses
@@ -31,6 +30,7 @@ from app.kit import logs, problems
 from app.kit.body_limit import BodyLimit
 from app.kit.db import make_async_engine
 from app.kit.storage import LocalStorage
+from app.openapi import describe
 from app.problems.endpoints import router as problem_kinds
 from app.settings import Settings, get_settings
 
@@ -72,7 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         api_keys,
     ):
         app.include_router(router)
-    _describe_problems(app)
+    _describe(app)
     return app
 
 
@@ -89,29 +89,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await engine.dispose()
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """Add the error shape to the OpenAPI document, and drop FastAPI's own, which is never sent."""
+def _describe(app: FastAPI) -> None:
+    """Complete the OpenAPI document when it is first asked for."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = generate()
-            schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            shape = problems.ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas |= shape.pop("$defs") | {"ProblemDocument": shape}
-            for name in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(name, None)
-            _replace_validation_answers(document)
-            guard.describe(document, iter_route_contexts(app.routes))
+            describe(document, iter_route_contexts(app.routes))
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way to extend the document
-
-
-def _replace_validation_answers(document: dict[str, Any]) -> None:
-    ours = problems.responses(problems.Invalid.status)[422]
-    for path in document["paths"].values():
-        for operation in path.values():
-            if "422" in operation["responses"]:
-                operation["responses"]["422"] = ours
