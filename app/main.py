@@ -20,6 +20,7 @@ from app.auth.endpoints import router as api_keys
 from app.auth.guesses import Guesses
 from app.auth.last_use import LastUse
 from app.auth.limits import RateLimits
+from app.auth.oidc import TokenVerifier
 from app.base_models.endpoints import router as base_models
 from app.datasets.endpoints import router as datasets
 from app.entrance import Entrance
@@ -53,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.state.settings = settings
+    app.state.tokens = TokenVerifier.of(settings)
     app.state.job_quota = JobQuota(settings.max_live_jobs)
     app.state.storage = LocalStorage(settings.storage_dir)
     problems.install(app)

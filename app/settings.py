@@ -19,6 +19,7 @@ from app.datasets.schemas import Purpose
 from app.kit.addresses import Policy
 from app.kit.crypto import KeyRing
 from app.kit.signing import PrivateKey
+from app.kit.urls import is_safe_url
 
 
 class Settings(BaseSettings):
@@ -70,6 +71,16 @@ class Settings(BaseSettings):
     rate_limit_writes: Annotated[str, Field(description="Other requests per API key.")] = "600/minute"
     rate_limit_guesses: Annotated[str, Field(description="Wrong API keys per client address.")] = "60/minute"
     max_live_jobs: Annotated[int, Field(gt=0, description="Most jobs of a tenant that are queued or running.")] = 1000
+
+    oidc_issuer: Annotated[
+        str | None, Field(description="Issuer whose bearer tokens are taken beside API keys, an https URL.")
+    ] = None
+    oidc_audience: Annotated[str | None, Field(description="What tokens must name as their audience.")] = None
+    oidc_tenant_claim: Annotated[str, Field(description="Claim that holds the tenant's name.")] = "tenant"
+    oidc_scope_claim: Annotated[str, Field(description="Claim that holds scopes, as a list or with blanks.")] = (
+        "scope"
+    )
+    oidc_scope_prefix: Annotated[str, Field(description="What stands before our scopes in that claim.")] = ""
 
     lease_seconds: Annotated[int, Field(ge=3, description="How long a claim on a run holds without a heartbeat.")] = (
         60
@@ -126,6 +137,19 @@ class Settings(BaseSettings):
             except ValueError:
                 raise ValueError("must be a rate such as '1200/minute', or empty") from None
         return value
+
+    @field_validator("oidc_issuer")
+    @classmethod
+    def _safe_issuer(cls, value: str | None) -> str | None:
+        if value is not None and (not is_safe_url(value) or {"?", "#"} & set(value)):
+            raise ValueError("must be an https URL without query and fragment")
+        return value
+
+    @model_validator(mode="after")
+    def _names_its_audience(self) -> Settings:
+        if self.oidc_issuer is not None and not self.oidc_audience:
+            raise ValueError("LETHE_OIDC_ISSUER needs LETHE_OIDC_AUDIENCE: tokens for others must be refused")
+        return self
 
     @field_validator("database_url")
     @classmethod

@@ -57,7 +57,11 @@ def guard_of(dependencies: Iterable[Depends]) -> Guard | None:
 def describe(document: dict[str, Any], routes: Iterable[RouteContext]) -> None:
     """Write the scopes of every route into the OpenAPI document. Where several are named, each suffices."""
     document["components"]["securitySchemes"] = {
-        SCHEME: {"type": "http", "scheme": "bearer", "description": "An API key: `Authorization: Bearer lethe_...`"}
+        SCHEME: {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key, `Authorization: Bearer lethe_...`, or a token of the identity provider.",
+        }
     }
     for route in routes:
         guard = guard_of(getattr(route.original_route, "dependencies", ()))

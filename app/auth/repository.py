@@ -36,6 +36,11 @@ async def live_key(session: AsyncSession, digest: bytes) -> LiveKey | None:
     return None if found is None else LiveKey(*found)
 
 
+async def tenant_named(session: AsyncSession, name: str) -> str | None:
+    """The id of the tenant with that name."""
+    return await session.scalar(select(Tenant.id).where(Tenant.name == name))
+
+
 async def write_use(session: AsyncSession, key_id: str) -> None:
     """Note that a key was used now, unless somebody has within the interval."""
     await session.execute(update(ApiKey).where(ApiKey.id == key_id, _USE_UNWRITTEN).values(last_used_at=func.now()))

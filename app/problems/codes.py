@@ -51,7 +51,7 @@ _ANSWERS = (
         "unauthenticated",
         401,
         "The request carries no valid credentials.",
-        "Send a key that is known, not revoked and not expired as `Authorization: Bearer lethe_...`.",
+        "Send a key or token that is known, not revoked and not expired as `Authorization: Bearer ...`.",
     ),
     _answer(
         "forbidden",
