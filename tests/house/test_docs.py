@@ -23,6 +23,7 @@ from app.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 DOCS = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
+CALLS = (ROOT / "docs/api/calls.md").read_text()
 SETTINGS = Settings(
     database_url="postgresql+psycopg://x", redis_url="redis://x", storage_dir=Path("x"),
     encryption_keys="k:" + "A" * 43 + "=", key_pepper="A" * 43 + "=",
@@ -48,12 +49,12 @@ def test_the_operations_guide_names_no_setting_that_is_not_there() -> None:
 
 
 def test_every_call_is_in_the_api_guide() -> None:
-    missing = [f"{method} {path}" for method, path in operations() if f"`{method} {path}" not in DOCS["api.md"]]
+    missing = [f"{method} {path}" for method, path in operations() if f"`{method} {path}" not in CALLS]
     assert missing == []
 
 
 def test_the_api_guide_names_the_scopes_of_every_call() -> None:
-    rows = [re.split(r" \| ", line.strip("| ")) for line in DOCS["api.md"].splitlines() if line.startswith("| `")]
+    rows = [re.split(r" \| ", line.strip("| ")) for line in CALLS.splitlines() if line.startswith("| `")]
     for path, methods in create_app(SETTINGS).openapi()["paths"].items():
         for method, operation in methods.items():
             needs = " or ".join(f"`{scope}`" for need in operation.get("security", []) for scope in need["ApiKey"])
@@ -139,8 +140,24 @@ def test_every_action_of_the_audit_chain_is_recorded_somewhere() -> None:
     assert [action for action in ACTIONS if f'"{action}"' not in code] == []
 
 
+PAGES = {path: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]}
+
+
+def anchors(page: str) -> set[str]:
+    """What a link into a page may name after the #, as GitHub makes it of headings."""
+    headings = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_between_documents_lead_somewhere() -> None:
-    pages = {path: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]}
-    for path, text in pages.items():
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-            assert (path.parent / target).exists(), (path.name, target)
+    for path, text in PAGES.items():
+        for target, _, anchor in (link.partition("#") for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)):
+            leads_to = (path.parent / target).resolve() if target else path
+            assert leads_to.exists(), (path.name, target)
+            assert not anchor or anchor in anchors(leads_to.read_text()), (path.name, target, anchor)
+
+
+def test_every_page_of_the_http_interface_is_in_its_table() -> None:
+    overview = (ROOT / "docs/api/README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs/api").iterdir()} - {"README.md"}
+    assert {page for page in pages if f"]({page})" not in overview} == set()
