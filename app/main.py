@@ -30,6 +30,7 @@ from app.jobs.quota import JobQuota
 from app.kit import logs, problems
 from app.kit.body_limit import BodyLimit
 from app.kit.db import make_async_engine
+from app.kit.driver import Reads
 from app.kit.storage import LocalStorage
 from app.openapi import describe
 from app.problems.endpoints import router as problem_kinds
@@ -80,14 +81,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    engine = make_async_engine(app.state.settings.database_url.get_secret_value())
+    url = app.state.settings.database_url.get_secret_value()
+    engine, app.state.reads = make_async_engine(url), Reads(url)
     app.state.sessions = async_sessionmaker(engine, expire_on_commit=False)
     app.state.last_use = LastUse(app.state.sessions)
     app.state.rate_limits = RateLimits.of(app.state.settings)
     app.state.guesses = Guesses(app.state.rate_limits)
+    await app.state.reads.open()
     yield
     await app.state.last_use.finish()
     await app.state.rate_limits.close()
+    await app.state.reads.close()
     await engine.dispose()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters.tables import Adapter, AdapterVersion
@@ -20,9 +20,19 @@ class AdapterRepository:
     def __init__(self, session: AsyncSession, tenant_id: str) -> None:
         self._session = session
         self._tenant_id = tenant_id
-        self._mine = select(Adapter).where(Adapter.tenant_id == tenant_id)
-        self._versions = select(AdapterVersion).where(AdapterVersion.tenant_id == tenant_id)
-        self._bases = select(BaseModelRow.id, BaseModelRow.name).where(BaseModelRow.tenant_id == tenant_id)
+
+    # Built when they are asked for: a job is accepted without most of them.
+    @property
+    def _mine(self) -> Select[Adapter]:
+        return select(Adapter).where(Adapter.tenant_id == self._tenant_id)
+
+    @property
+    def _versions(self) -> Select[AdapterVersion]:
+        return select(AdapterVersion).where(AdapterVersion.tenant_id == self._tenant_id)
+
+    @property
+    def _bases(self) -> Select[str, str]:
+        return select(BaseModelRow.id, BaseModelRow.name).where(BaseModelRow.tenant_id == self._tenant_id)
 
     async def by_name(self, name: str) -> Adapter | None:
         """The adapter of that name."""

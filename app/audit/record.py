@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import event, func, select, update
+from sqlalchemy import Table, bindparam, event, func, insert, select, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session, SessionTransaction
 
 from app.audit.actions import Action, SubjectType
 from app.audit.chain import ENTRY, GENESIS, Head, check_data, entry_hash, timestamp
 from app.audit.tables import AuditEntry, AuditHead
+from app.kit.driver import Prepared
 
 # Whoever opens a session may say for whom: `session.info[ACTOR]`, an API key's id or "worker".
 ACTOR = "audit_actor"
@@ -76,7 +78,7 @@ def head(session: Session, tenant_id: str) -> Head:
     meanwhile. Call it once everything else that the transaction changes is changed.
     """
     _write_noted(session)
-    return _locked_head(session, tenant_id)
+    return _locked_head(session, tenant_id)[0]
 
 
 def document(entry: AuditEntry) -> dict[str, Any]:
@@ -121,24 +123,44 @@ def _write_noted(session: Session) -> None:
 
 
 def _write(session: Session, tenant_id: str, noted: Iterable[_Noted]) -> None:
-    last = _locked_head(session, tenant_id)
-    # The database's clock, read once the chain is ours: within a chain time goes forward.
-    at = session.scalars(select(func.clock_timestamp())).one()
+    last, at = _locked_head(session, tenant_id)
     for one in noted:
         entry = AuditEntry(**asdict(one), sequence=last.sequence + 1, at=at, previous_hash=last.hash)
         entry.hash = entry_hash(document(entry))
-        session.add(entry)
+        _APPEND.now(session, **{f"entry_{name}": getattr(entry, name) for name in _COLUMNS})
         last = Head(entry.sequence, entry.hash)
-    session.flush()
-    moved = update(AuditHead).where(AuditHead.tenant_id == tenant_id)
-    session.execute(moved.values(sequence=last.sequence, hash=last.hash))
 
 
-def _locked_head(session: Session, tenant_id: str) -> Head:
-    locked = select(AuditHead.sequence, AuditHead.hash).where(AuditHead.tenant_id == tenant_id).with_for_update()
-    found = session.execute(locked).one_or_none()
-    if found is None:
+def _locked_head(session: Session, tenant_id: str) -> tuple[Head, datetime]:
+    """The newest entry, which stays the newest until the transaction ends, and the database's time."""
+    found = _LOCKED.now(session, tenant_id=tenant_id)
+    if not found:
         first = postgresql.insert(AuditHead).values(tenant_id=tenant_id, sequence=0, hash=GENESIS)
         session.execute(first.on_conflict_do_nothing())
-        found = session.execute(locked).one()
-    return Head(found.sequence, found.hash)
+        found = _LOCKED.now(session, tenant_id=tenant_id)
+    return Head(found[0].sequence, found[0].hash), found[0].at
+
+
+def _locked() -> Prepared:
+    columns = select(AuditHead.sequence, AuditHead.hash).where(AuditHead.tenant_id == bindparam("tenant_id"))
+    head = columns.with_for_update().cte("head")
+    # The clock is read once the chain is ours, from the rows that were locked: within a chain time goes forward.
+    return Prepared(select(head.c.sequence, head.c.hash, func.clock_timestamp().label("at")))
+
+
+def _append() -> Prepared:
+    moved = (
+        update(AuditHead)
+        .where(AuditHead.tenant_id == bindparam("entry_tenant_id"))
+        .values(sequence=bindparam("entry_sequence"), hash=bindparam("entry_hash"))
+        .returning(AuditHead.tenant_id)
+        .cte("moved")
+    )
+    # The table, since of an entity the session makes an insert of its own.
+    added = insert(_ENTRIES).values({name: bindparam(f"entry_{name}") for name in _COLUMNS})
+    return Prepared(added.returning(_ENTRIES.c.sequence).add_cte(moved))
+
+
+_ENTRIES = cast(Table, AuditEntry.__table__)
+_COLUMNS = [column.name for column in _ENTRIES.columns]
+_LOCKED, _APPEND = _locked(), _append()

@@ -57,10 +57,9 @@ async def _caller(request: Request, token: str) -> Caller:
     return caller
 
 
-# Each with a session of its own, closed at once: an upload that takes an hour must not hold a connection for it.
+# Each asks for itself, on a connection that is free again at once: an upload that takes an hour must not hold one.
 async def _by_key(request: Request, digest: bytes) -> Caller | None:
-    async with request.app.state.sessions() as session:
-        key = await live_key(session, digest)
+    key = await live_key(request.app.state.reads, digest)
     if key is None:
         return None
     if key.use_unwritten:

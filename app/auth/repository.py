@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, LargeBinary, and_, bindparam, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.audit.record import append
 from app.auth.scopes import ADMIN
 from app.auth.tables import ApiKey, Tenant
+from app.kit.driver import Prepared, Reads
 from app.kit.pagination import newest_first, split_page
 
 LAST_USE_INTERVAL = timedelta(minutes=1)
@@ -28,17 +29,25 @@ class LiveKey(NamedTuple):
     use_unwritten: bool
 
 
-async def live_key(session: AsyncSession, digest: bytes) -> LiveKey | None:
+async def live_key(reads: Reads, digest: bytes) -> LiveKey | None:
     """The live key with the secret of that hash, whatever its tenant: the one query of authentication."""
-    previous = and_(ApiKey.previous_hash == digest, ApiKey.previous_until > func.now())
-    columns = select(ApiKey.id, ApiKey.tenant_id, ApiKey.scopes, _USE_UNWRITTEN)
-    found = (await session.execute(columns.where(or_(ApiKey.hash == digest, previous), LIVE))).one_or_none()
+    found = await reads.one(_LIVE_KEY, digest=digest)
     return None if found is None else LiveKey(*found)
 
 
 async def tenant_named(session: AsyncSession, name: str) -> str | None:
     """The id of the tenant with that name."""
     return await session.scalar(select(Tenant.id).where(Tenant.name == name))
+
+
+def _live_key() -> Prepared:
+    digest = bindparam("digest", type_=LargeBinary)
+    previous = and_(ApiKey.previous_hash == digest, ApiKey.previous_until > func.now())
+    columns = select(ApiKey.id, ApiKey.tenant_id, ApiKey.scopes, _USE_UNWRITTEN.label("use_unwritten"))
+    return Prepared(columns.where(or_(ApiKey.hash == digest, previous), LIVE))
+
+
+_LIVE_KEY = _live_key()
 
 
 async def write_use(session: AsyncSession, key_id: str) -> None:

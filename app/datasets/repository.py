@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters.tables import Adapter
@@ -22,7 +22,11 @@ class DatasetRepository:
     def __init__(self, session: AsyncSession, tenant_id: str) -> None:
         self._session = session
         self._tenant_id = tenant_id
-        self._mine = select(Dataset).where(Dataset.tenant_id == tenant_id)
+
+    # Built when it is asked for: a job is accepted without it.
+    @property
+    def _mine(self) -> Select[Dataset]:
+        return select(Dataset).where(Dataset.tenant_id == self._tenant_id)
 
     async def by_id(self, dataset_id: str, *, lock: bool = False) -> Dataset | None:
         """The dataset with that id; `lock` keeps others from purging it until the transaction ends."""

@@ -22,7 +22,7 @@ NAMING_CONVENTION = {
 
 
 # Seconds to connect, milliseconds until a silent peer counts as gone, and times in UTC whatever the server's zone is.
-_CONNECTION = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "options": "-c timezone=UTC"}
+CONNECTION = {"connect_timeout": 10, "tcp_user_timeout": 30_000, "options": "-c timezone=UTC"}
 
 
 class Base(DeclarativeBase):
@@ -43,10 +43,10 @@ def on_rollback(session: AsyncSession, undo: Callable[[], None]) -> None:
 def make_async_engine(url: str) -> AsyncEngine:
     """The engine of the web side."""
     return create_async_engine(
-        url, pool_size=10, max_overflow=10, pool_pre_ping=True, hide_parameters=True, connect_args=_CONNECTION
+        url, pool_size=10, max_overflow=10, pool_pre_ping=True, hide_parameters=True, connect_args=CONNECTION
     )
 
 
 def make_engine(url: str) -> Engine:
     """The engine of workers and commands: a connection per use, so that none crosses a fork."""
-    return create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=_CONNECTION)
+    return create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=CONNECTION)

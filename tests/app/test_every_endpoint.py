@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from app.auth.guard import Guard, GuardedRoute, guard_of
 from app.auth.scopes import ADMIN, SCOPES
 from app.kit.db import make_async_engine
+from app.kit.driver import Reads
 from app.main import create_app
 from app.problems.codes import CODES
 from app.settings import Settings
@@ -143,10 +144,16 @@ async def test_nothing_of_a_body_is_read_before_the_caller_is_known(anonymous: h
 
 
 async def test_a_database_that_is_away_is_a_503(app: FastAPI, client: httpx.AsyncClient) -> None:
-    app.state.sessions = async_sessionmaker(make_async_engine("postgresql+psycopg://nobody@127.0.0.1:1/none"))
-    response = await client.get("/datasets")
-    assert check_problem(response)["code"] == "unavailable"
-    assert response.headers["retry-after"] == "5"
+    nowhere = "postgresql+psycopg://nobody@127.0.0.1:1/none"
+    app.state.sessions = async_sessionmaker(make_async_engine(nowhere))
+    answers = [await client.get("/datasets")]
+    await app.state.reads.close()
+    app.state.reads = Reads(nowhere, wait=0.1)
+    await app.state.reads.open()
+    answers.append(await client.get("/unlearn-jobs/job_0"))
+    for response in answers:
+        assert check_problem(response)["code"] == "unavailable"
+        assert response.headers["retry-after"] == "5"
 
 
 async def test_what_a_caller_puts_into_a_path_is_not_logged(

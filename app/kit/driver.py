@@ -1,0 +1,125 @@
+"""Statements that go to the driver as they are, for the few calls that are made all the time.
+
+A session builds a statement, looks its compiled form up and wraps its rows at every call, which takes several times
+as long as the driver needs for the question itself. A `Prepared` is built and compiled once, when its module is
+loaded. It runs on the connection of a session, in its transaction, or through `Reads` by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+from psycopg import AsyncConnection, OperationalError
+from psycopg.rows import namedtuple_row
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from sqlalchemy import AdaptedConnection, Dialect, Executable, Label, inspect, make_url
+from sqlalchemy.dialects.postgresql.psycopg import dialect
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import ClauseElement
+
+from app.kit.db import CONNECTION, Base
+
+_DIALECT: Dialect = dialect()  # type: ignore[no-untyped-call]
+READ_CONNECTIONS = 10
+# Seconds until a free connection comes, or the database counts as away.
+WAIT = 5.0
+
+
+class Prepared:
+    """One statement that returns rows and whose values are named by `bindparam`.
+
+    Columns with a default of Python's must be given a value: such defaults are the session's doing.
+    """
+
+    def __init__(self, statement: Executable) -> None:
+        self.statement = statement
+        compiled = cast(SQLCompiler, cast(ClauseElement, statement).compile(dialect=_DIALECT))
+        if compiled.insert_prefetch or compiled.update_prefetch:
+            raise ValueError("a column's default is Python's: give it a value")
+        self._text = str(compiled).encode()
+        self._fixed = dict(compiled.params)
+        self._bind = cast("dict[str, Callable[[Any], object]]", compiled._bind_processors)
+
+    async def rows(self, session: AsyncSession, **values: object) -> list[Any]:
+        """The rows in the session's transaction, with the columns as attributes.
+
+        What the session has not written yet is not seen. Raises the driver's errors (psycopg.Error).
+        """
+        connection = await session.connection()
+        driver = connection.sync_connection.connection.driver_connection  # type: ignore[union-attr] # it is open
+        return await self.run(driver, values)  # type: ignore[arg-type] # psycopg's, the only one there is
+
+    async def one(self, session: AsyncSession, **values: object) -> Any:  # noqa: ANN401 - a row
+        """The only row, or None. As `rows`."""
+        found = await self.rows(session, **values)
+        return found[0] if found else None
+
+    def now(self, session: Session, **values: object) -> list[Any]:
+        """The rows in the transaction of a session that is not asynchronous, or runs below one that is."""
+        connection = session.connection().connection.dbapi_connection
+        if isinstance(connection, AdaptedConnection):
+            found: list[Any] = connection.run_async(lambda driver: self.run(driver, values))
+            return found
+        return list(session.execute(self.statement, values))
+
+    async def run(self, connection: AsyncConnection[Any], values: dict[str, object]) -> list[Any]:
+        """The rows, asked on a connection of the driver."""
+        bound = {name: self._bound(name, value) for name, value in {**self._fixed, **values}.items()}
+        cursor = connection.cursor(row_factory=namedtuple_row)
+        await cursor.execute(self._text, bound)
+        return await cursor.fetchall()
+
+    def _bound(self, name: str, value: object) -> object:
+        process = self._bind.get(name)
+        return value if process is None else process(value)
+
+
+def columns(entity: type[Base]) -> dict[str, Label[Any]]:
+    """The columns of an entity by their attributes, under names that no other entity's columns have."""
+    attributes = inspect(entity).column_attrs
+    return {each.key: each.columns[0].label(f"{entity.__tablename__}_{each.key}") for each in attributes}
+
+
+class Reads:
+    """Connections for questions of one statement, each of which is a transaction by itself."""
+
+    def __init__(self, url: str, *, wait: float = WAIT) -> None:
+        """`url` is SQLAlchemy's; `wait` as `WAIT`."""
+        address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
+        self._pool = AsyncConnectionPool(
+            address,
+            min_size=1,
+            max_size=READ_CONNECTIONS,
+            timeout=wait,
+            open=False,
+            kwargs={**CONNECTION, "autocommit": True},
+        )
+
+    async def open(self) -> None:
+        """Start connecting; a database that is away is no error yet."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._pool.close()
+
+    async def rows(self, statement: Prepared, **values: object) -> list[Any]:
+        """The rows of a statement that changes nothing. Raises psycopg.Error."""
+        try:
+            async with self._pool.connection() as connection:
+                return await statement.run(connection, values)
+        except PoolTimeout:
+            raise
+        except OperationalError:
+            # The server may have ended the connection while it lay unused: ask the others, and once more.
+            await self._pool.check()
+            async with self._pool.connection() as connection:
+                return await statement.run(connection, values)
+
+    async def one(self, statement: Prepared, **values: object) -> Any:  # noqa: ANN401 - a row
+        """The only row, or None. As `rows`."""
+        found = await self.rows(statement, **values)
+        return found[0] if found else None
