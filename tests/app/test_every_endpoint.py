@@ -116,6 +116,24 @@ async def test_a_key_without_the_scope_is_refused_before_its_body_is_read(app: F
                     assert check_problem(response)["code"] == "forbidden"
 
 
+async def test_a_body_that_announces_too_much_is_refused_before_it_is_read(
+    app: FastAPI, client: httpx.AsyncClient
+) -> None:
+    read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        read += 1
+        yield b"{}"
+
+    headers = {"Content-Type": "application/json", "Content-Length": str(10**12)}
+    for method, path in routes(app):
+        response = await client.request(method, example(path), content=body(), headers=headers)
+        assert (response.status_code, read) == (413, 0), (method, path, response.text)
+        if method != "HEAD":
+            assert check_problem(response)["code"] == "too_large"
+
+
 async def test_each_scope_of_a_route_suffices(app: FastAPI, engine: Engine) -> None:
     for route in contexts(app):
         declared = guard(route)
