@@ -48,6 +48,7 @@ bench-quality: $(STAMP) ## What every loss and combiner keeps and forgets; ARGS=
 docs: $(STAMP) ## Write the pages that are generated from the code
 	@$(PYTHON) -m app.methods.reference > docs/losses.md
 	@$(PYTHON) -m app.problems.reference > docs/api/problems.md
+	@$(PYTHON) -m app.openapi.reference > docs/api/openapi.json
 
 lint: $(STAMP) ## Check style and format
 	@$(PYTHON) -m ruff check $(SOURCES)

@@ -23,6 +23,7 @@ DESTROYING: tuple[Action, ...] = ("dataset.purged",)
 _LOCK = 5_067_911_439  # any number, but that of migrations
 _WAIT_SECONDS = 20.0
 _POLL_SECONDS = 0.1
+_FUNCTIONS = ("pg_switch_wal()", "pg_ls_waldir()", "pg_control_checkpoint()")
 _LOCK_TIMEOUT = "5s"
 
 
@@ -90,8 +91,8 @@ def _check_rights(connection: Connection) -> None:
     missing = [f"own table {name}" for name in _tables() if not connection.scalar(owned, {"name": name})]
     if not connection.scalar(text("SELECT pg_has_role('pg_checkpoint', 'USAGE')")):
         missing.append("be a member of pg_checkpoint")
-    if not connection.scalar(text("SELECT has_function_privilege('pg_switch_wal()', 'EXECUTE')")):
-        missing.append("may execute pg_switch_wal()")
+    allowed = text("SELECT has_function_privilege(:name, 'EXECUTE')")
+    missing += [f"be allowed {name}" for name in _FUNCTIONS if not connection.scalar(allowed, {"name": name})]
     if missing:
         raise NotScrubbed(f"the database role has to: {', '.join(missing)}")
 

@@ -1,4 +1,4 @@
-"""The OpenAPI document: complete and consistent."""
+"""The OpenAPI document: complete, consistent, and the one that is committed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from app.entrance import is_public
 from app.openapi.reference import reference
 from app.problems.codes import CODES
 
+COMMITTED = Path(__file__).parents[2] / "docs" / "api" / "openapi.json"
 DOCUMENT: dict[str, Any] = json.loads(reference())
 # Under an address of its own, so that a schema taken out of it still finds the others.
 ADDRESS = "urn:openapi"
@@ -75,6 +77,12 @@ def references(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from references(inner)
+
+
+def test_the_committed_document_is_the_one_that_the_code_gives() -> None:
+    # Not compared by assert, whose difference would be thousands of lines.
+    same = COMMITTED.read_text() == reference()
+    assert same, "the interface changed: run `make docs`, and read `git diff docs/api/openapi.json`"
 
 
 def test_the_head_says_whom_to_ask_and_under_which_licence() -> None:
