@@ -35,6 +35,8 @@ from app.kit.storage import LocalStorage
 from app.openapi import describe
 from app.problems.endpoints import router as problem_kinds
 from app.settings import Settings, get_settings
+from app.webhooks import openapi as webhooks_section
+from app.webhooks.endpoints import router as webhooks
 
 DESCRIPTION = """\
 Removes chosen records from LoRA adapters of causal language models: upload the records, ask for a job, poll it,
@@ -70,11 +72,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         jobs,
         attestations,
         audit,
+        webhooks,
         catalogue.router,
         problem_kinds,
         api_keys,
     ):
         app.include_router(router)
+    webhooks_section.describe(app)
     _describe(app)
     return app
 

@@ -64,6 +64,9 @@ class Settings(BaseSettings):
         NoDecode,
         Field(description="Networks and host names that webhooks may reach although they are not public."),
     ] = ()
+    webhook_log_days: Annotated[
+        int, Field(gt=0, description="Days for which ended deliveries of webhooks are kept.")
+    ] = 30
 
     rate_limit: Annotated[str, Field(description="Reads per API key, such as '1200/minute'; empty is no limit.")] = (
         "1200/minute"

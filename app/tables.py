@@ -9,6 +9,7 @@ from app.datasets.tables import Dataset
 from app.evaluations.tables import EvaluationRow
 from app.jobs.tables import JobEvent, OutboxMessage, Run, UnlearnJob, WorkerHeartbeat
 from app.kit.db import Base
+from app.webhooks.tables import WebhookDelivery, WebhookEndpoint, WebhookSecret
 
 metadata = Base.metadata
 
@@ -28,6 +29,9 @@ __all__ = [
     "SigningKey",
     "Tenant",
     "UnlearnJob",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookSecret",
     "WorkerHeartbeat",
     "metadata",
 ]

@@ -65,6 +65,8 @@ def _schedule() -> dict[str, dict[str, Any]]:
         "lethe.purge_datasets": 60.0,
         "lethe.sweep_checkpoints": 60.0,
         "lethe.scrub_keys": 3600.0,
+        "lethe.deliver_webhooks": 1.0,
+        "lethe.sweep_webhooks": 60.0,
     }
     return {
         task: {"task": task, "schedule": seconds, "options": {"queue": LIGHT_QUEUE, "expires": seconds}}

@@ -7,7 +7,7 @@ import socket
 
 from app.outbox import DELETE_BLOBS_TASK, DELETE_CHECKPOINTS_TASK, RUN_TASK
 from app.settings import Settings, get_settings
-from worker import housekeeping
+from worker import housekeeping, webhooks
 from worker.celery_app import celery_app, is_stopping
 from worker.execution import execute
 from worker.lease import Lease
@@ -72,6 +72,18 @@ def sweep_checkpoints() -> None:
 def scrub_keys() -> None:
     """Remove what destroyed keys left in the database."""
     housekeeping.scrub_keys()
+
+
+@celery_app.task(name="lethe.deliver_webhooks")  # type: ignore[untyped-decorator] # celery ships no types
+def deliver_webhooks() -> None:
+    """Send the webhooks that are due."""
+    webhooks.deliver_due()
+
+
+@celery_app.task(name="lethe.sweep_webhooks")  # type: ignore[untyped-decorator] # celery ships no types
+def sweep_webhooks() -> None:
+    """Forget old deliveries and secrets."""
+    webhooks.sweep()
 
 
 def _publish(task: str, queue: str, argument: str) -> None:

@@ -22,6 +22,12 @@ Action = Literal[
     "job.cancel_requested",
     "job.retried",
     "job.status",
+    "webhook_callback_key.rotated",
+    "webhook_endpoint.changed",
+    "webhook_endpoint.created",
+    "webhook_endpoint.deleted",
+    "webhook_endpoint.disabled",
+    "webhook_endpoint.secret_rotated",
 ]
 SubjectType = Literal[
     "adapter",
@@ -34,6 +40,8 @@ SubjectType = Literal[
     "evaluation",
     "tenant",
     "unlearn_job",
+    "webhook_callback_key",
+    "webhook_endpoint",
 ]
 ACTIONS: dict[Action, str] = {
     "adapter.registered": "An adapter was uploaded and became version 1.",
@@ -53,4 +61,10 @@ ACTIONS: dict[Action, str] = {
     "job.cancel_requested": "A caller asked for a job to be cancelled.",
     "job.retried": "A caller had an ended job queued again.",
     "job.status": "A job got another status: running, queued again, or how it ended.",
+    "webhook_callback_key.rotated": "The key that signs callbacks of jobs was replaced.",
+    "webhook_endpoint.changed": "A webhook endpoint was changed, switched off or on.",
+    "webhook_endpoint.created": "A webhook endpoint was added.",
+    "webhook_endpoint.deleted": "A webhook endpoint was removed, with its delivery log.",
+    "webhook_endpoint.disabled": "A webhook endpoint is told nothing any more: it answered 410, or never.",
+    "webhook_endpoint.secret_rotated": "A webhook endpoint got a new secret.",
 }

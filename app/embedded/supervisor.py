@@ -163,8 +163,9 @@ class Supervisor:
     def _start_processes(self) -> None:
         """The API and the two workers; the workers' imports take longest, so they go first."""
         schedule = str(self._data.path / "celerybeat-schedule")
-        self._launch("gpu", celery_worker("gpu", "-Q", "gpu", "--loglevel", "INFO"))
-        light = celery_worker("light", "-Q", "default", "-B", "--schedule", schedule)
+        self._launch("gpu", celery_worker("gpu", 1, "-Q", "gpu", "--loglevel", "INFO"))
+        # Two processes: one may wait for receivers of webhooks while the other does the rest.
+        light = celery_worker("light", 2, "-Q", "default", "-B", "--schedule", schedule)
         # Its tasks are short and many: a process for each, as a GPU run gets, would cost more than they do.
         self._launch("light", [*light, "--max-tasks-per-child", "1000"])
         self._launch("api", api_command(self._options.host, self._port))
@@ -264,12 +265,12 @@ class Supervisor:
         child.finish()
 
 
-def celery_worker(name: str, *options: str) -> list[str]:
+def celery_worker(name: str, processes: int, *options: str) -> list[str]:
     """Command of a Celery worker. Prefork, because a solo pool answers neither ping nor revoke.
 
     Quiet, and without the second that a worker spends to look for others: here there are none that matter.
     """
-    base = [sys.executable, "-m", "celery", "--quiet", "-A", "worker.celery_app", "worker", "-c", "1"]
+    base = [sys.executable, "-m", "celery", "--quiet", "-A", "worker.celery_app", "worker", "-c", str(processes)]
     return [*base, "-P", "prefork", "-n", f"{name}@%h", "--without-mingle", "--without-gossip", *options]
 
 

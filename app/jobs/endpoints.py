@@ -27,6 +27,8 @@ from app.jobs.service import AlreadyAccepted, JobService
 from app.kit.pagination import Cursor, Limit, Page, encode_cursor
 from app.kit.problems import Conflict, Gone, NotFound, invalid_field, responses
 from app.kit.text import Text
+from app.webhooks.endpoints import webhook_service
+from app.webhooks.service import WebhookService
 
 router = APIRouter(prefix="/unlearn-jobs", tags=["unlearn jobs"], route_class=GuardedRoute)
 _READ = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND)
@@ -39,10 +41,11 @@ async def job_service(
     tenant: TenantDep,
     settings: SettingsDep,
     uploads: Annotated[DatasetService, Depends(dataset_service)],
+    callbacks: Annotated[WebhookService, Depends(webhook_service)],
 ) -> JobService:
     """The service for the caller's tenant."""
     adapters, datasets = AdapterRepository(session, tenant), DatasetRepository(session, tenant)
-    return JobService(JobRepository(session, tenant), adapters, datasets, uploads, settings, tenant)
+    return JobService(JobRepository(session, tenant), adapters, datasets, uploads, callbacks, settings, tenant)
 
 
 ServiceDep = Annotated[JobService, Depends(job_service)]

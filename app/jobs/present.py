@@ -33,6 +33,7 @@ def present(row: JobRow) -> JobRead:
             "subject_request_id": job.subject_request_id,
             "requested_at": job.requested_at,
             "due_at": job.due_at,
+            "callback_url": job.callback_url,
             "metadata": job.labels,
             "error": job.error,
             "created_at": job.created_at,

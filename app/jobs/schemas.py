@@ -10,6 +10,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 from app.adapters.schemas import AdapterName
 from app.kit.text import Text
 from app.methods import BlurRequest, MethodRequest, Policy, StoredMethod
+from app.webhooks.schemas import CallbackUrl
 
 Status = Literal["queued", "running", "succeeded", "gate_failed", "failed", "cancelled"]
 Phase = Literal["preparing", "unlearning", "evaluating", "packaging", "registering"]
@@ -87,6 +88,12 @@ class JobCreate(BaseModel):
         BeforeValidator(_text_only),
         AfterValidator(_plausible),
     ] = None
+    callback_url: Annotated[
+        CallbackUrl | None,
+        Field(
+            description="Is told by POST when the job's status changes, as webhook endpoints are; a public https URL."
+        ),
+    ] = None
     metadata: Annotated[dict[_MetadataKey, _MetadataValue], Field(max_length=16)] = {}
 
 
@@ -132,6 +139,7 @@ class JobRead(BaseModel):
     subject_request_id: str | None
     requested_at: datetime
     due_at: datetime
+    callback_url: str | None = None
     metadata: dict[str, str]
     error: JobError | None
     created_at: datetime

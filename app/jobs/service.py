@@ -28,6 +28,7 @@ from app.kit.ids import new_id
 from app.kit.problems import Conflict, FieldError, NotFound, invalid_field, invalid_fields
 from app.methods import LEAST_FOR_MEMBERSHIP
 from app.settings import Settings
+from app.webhooks.service import WebhookService
 
 
 class AlreadyAccepted(Exception):
@@ -54,6 +55,7 @@ class JobService:
         adapters: AdapterRepository,
         datasets: DatasetRepository,
         uploads: DatasetService,
+        callbacks: WebhookService,
         settings: Settings,
         tenant_id: str,
     ) -> None:
@@ -61,6 +63,7 @@ class JobService:
         self._adapters = adapters
         self._datasets = datasets
         self._uploads = uploads
+        self._callbacks = callbacks
         self._settings = settings
         self._tenant_id = tenant_id
 
@@ -76,6 +79,8 @@ class JobService:
         adapter = await self._adapters.by_name(request.adapter)
         if adapter is None:
             raise invalid_field("/adapter", "no adapter of this name is registered; GET /adapters lists them")
+        if request.callback_url is not None:
+            await self._callbacks.accept(request.callback_url, "/callback_url")
         policy = resolve.policy(request.policy)
         control = await self._control(request.control, adapter)
         sets = await self._sets(request, adapter)
@@ -97,6 +102,7 @@ class JobService:
             subject_request_id=request.subject_request_id,
             requested_at=requested_at,
             due_at=months_after(requested_at, 1),
+            callback_url=request.callback_url,
             labels=dict(request.metadata),
             idempotency_key=idempotency_key,
             request_digest=digest if idempotency_key else None,

@@ -89,6 +89,7 @@ class UnlearnJob(Base):
     result_version: Mapped[int | None]
     error: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     subject_request_id: Mapped[str | None]
+    callback_url: Mapped[str | None]
     requested_at: Mapped[datetime]
     due_at: Mapped[datetime]
     # `metadata` is SQLAlchemy's own word on a mapped class.

@@ -15,11 +15,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Insert, and_, exists, func, insert, update
+from sqlalchemy import Insert, Select, and_, exists, func, insert, select, update
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
 from app.jobs.tables import JobEvent, Run, UnlearnJob
+from app.webhooks import events as webhooks
 
 FinalStatus = Literal["succeeded", "gate_failed", "failed", "cancelled"]
 Level = Literal["info", "warn", "error"]
@@ -149,15 +150,19 @@ def retry(run_id: str) -> ReturningUpdate[Run]:
     )
 
 
-def follow(run_id: str, status: str, **values: object) -> ReturningUpdate[str, str]:
-    """Give the jobs of a run the run's new status; returns their ids and tenants."""
+def follow(run_id: str, status: str, **values: object) -> Select[str, str]:
+    """Give the jobs of a run the run's new status, and have webhooks tell it; returns their ids and tenants."""
     ended = {"finished_at": func.now()} if status in FINAL else {"finished_at": None}
-    return (
+    changed = (
         update(UnlearnJob)
         .where(UnlearnJob.run_id == run_id)
         .values(status=status, **ended, **values)
         .returning(UnlearnJob.id, UnlearnJob.tenant_id)
+        .cte("changed")
     )
+    followed = select(changed.c.id, changed.c.tenant_id)
+    event = webhooks.of_status(status)
+    return followed if event is None else followed.add_cte(webhooks.along(event, changed))
 
 
 def republished(run_id: str) -> ReturningUpdate[int]:

@@ -54,6 +54,9 @@ def _describe_operation(path: str, operation: Operation, examples: Examples) -> 
         parameter.setdefault("description", PARAMETERS.get(parameter["name"], ""))
     if path.startswith("/"):
         _add_errors(path, operation)
+    else:
+        # What a receiver answers is its own affair.
+        operation["responses"].pop("422", None)
     _add_examples(operation, examples)
 
 

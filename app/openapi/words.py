@@ -18,6 +18,7 @@ TAGS = {
     "attestations": "Signed statements of what was done, and the keys that verify them.",
     "audit": "The audit chain: what was done to which data, when, by whom.",
     "catalogue": "What a job may ask for: methods, losses, policies.",
+    "webhooks": "Being told when a job ends: receivers, their secrets, and what they were sent.",
     "problems": "What every error code means. Without a key.",
 }
 PARAMETERS = {
@@ -27,6 +28,8 @@ PARAMETERS = {
     "code": "An error code.",
     "cursor": "`next_cursor` of the answer before.",
     "dataset_id": "Id of a dataset.",
+    "delivery_id": "Id of a delivery, its webhook-id.",
+    "endpoint_id": "Id of a webhook endpoint.",
     "job_id": "Id of an unlearn job.",
     "known": "An entry's hash that was noted before, as SEQUENCE:HASH.",
     "name": "Name of an adapter or a base model.",
@@ -79,10 +82,13 @@ IDS = {
     "base_model": "bm_6d5e4f3a2b1c0d9e8f7a6b5c",
     "dataset": "ds_4c1f0a9b2d7e8f3a5b6c7d8e",
     "unlearn_job": "job_9c8d7e6f5a4b3c2d1e0f9a8b",
+    "webhook_delivery": "msg_0f8c0d2c5d0a4be1b0f5f6f0b1a7d3c2",
+    "webhook_endpoint": "we_1c2d3e4f5a6b7c8d9e0f1a2b",
 }
 # By operation: bodies whose fields belong together, and bodies that are no JSON objects.
 REQUESTS: dict[str, dict[str, Any]] = {
     "register_base_model": {"application/json": {"name": "acme/base-1b", "source": "base-1b"}},
+    "update_webhook_endpoint": {"application/json": {"enabled": True}},
     "create_unlearn_job": {
         "application/json": {
             "adapter": "support-bot",

@@ -197,7 +197,9 @@ async def test_foreign_things_are_not_found(
     job = (await post_job(client)).json()["id"]
     key = (await client.post("/api-keys", json={"name": "x", "scopes": ["jobs:read"]})).json()["id"]
     values = {"name:path": "acme/tiny", "name": adapter, "number": "head", "dataset_id": dataset, "job_id": job}
-    values |= {"key_id": key}
+    endpoint = (await client.post("/webhook-endpoints", json={"url": "https://dsr.example.com/"})).json()["id"]
+    delivery = (await client.post(f"/webhook-endpoints/{endpoint}/test")).json()["id"]
+    values |= {"key_id": key, "endpoint_id": endpoint, "delivery_id": delivery}
     with_ids = [(method, path) for method, path in routes(app) if "{" in path and method != "HEAD"]
     assert len(with_ids) > 10
     for method, path in with_ids:
@@ -213,7 +215,16 @@ async def test_lists_show_nothing_of_other_tenants(
     client: httpx.AsyncClient, foreign: httpx.AsyncClient, adapter: str
 ) -> None:
     await post_job(client)
-    for path in ("/base-models", "/adapters", "/datasets", "/unlearn-jobs"):
+    endpoint = (await client.post("/webhook-endpoints", json={"url": "https://dsr.example.com/"})).json()["id"]
+    await client.post(f"/webhook-endpoints/{endpoint}/test")
+    for path in (
+        "/base-models",
+        "/adapters",
+        "/datasets",
+        "/unlearn-jobs",
+        "/webhook-endpoints",
+        "/webhook-deliveries",
+    ):
         assert len((await client.get(path)).json()["data"]) > 0
         assert (await foreign.get(path)).json()["data"] == []
 

@@ -69,12 +69,12 @@ def api_command(host: str, port: int) -> list[str]:
     return [sys.executable, "-c", API, str(port)]
 
 
-def celery_worker(name: str, *options: str) -> list[str]:
+def celery_worker(name: str, processes: int, *options: str) -> list[str]:
     """A worker that prints which settings it got."""
     return [sys.executable, "-c", WORKER]
 
 
-def dying_worker(name: str, *options: str) -> list[str]:
+def dying_worker(name: str, processes: int, *options: str) -> list[str]:
     """A worker that cannot start."""
     return [sys.executable, "-c", "raise SystemExit(3)"]
 

@@ -8,7 +8,13 @@ from app.data_keys.columns import wrapped_columns
 from app.tables import metadata
 
 # Nothing to be had from them and nothing to be rotated: keyed digests, and what everybody may know.
-NO_SECRETS = {"api_keys.hash", "signing_keys.public_key", "unlearn_jobs.request_digest"}
+NO_SECRETS = {
+    "api_keys.hash",
+    "api_keys.previous_hash",
+    "signing_keys.public_key",
+    "unlearn_jobs.request_digest",
+    "webhook_secrets.public_key",
+}
 
 
 def test_every_column_of_bytes_is_no_secret_or_says_under_which_key_it_is_wrapped() -> None:
