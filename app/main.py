@@ -12,6 +12,7 @@ from fastapi.routing import iter_route_contexts
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
 from app import catalogue
+from app.adapters.aliases.endpoints import router as aliases
 from app.adapters.endpoints import router as adapters
 from app.attestations.endpoints import router as attestations
 from app.audit.endpoints import router as audit
@@ -68,6 +69,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         health,
         base_models,
         adapters,
+        aliases,
         datasets,
         jobs,
         attestations,

@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     forget_retention_days: Annotated[int | None, Field(gt=0, description="The same for forget sets alone.")] = None
     retain_retention_days: Annotated[int | None, Field(gt=0, description="The same for retain sets alone.")] = None
     holdout_retention_days: Annotated[int | None, Field(gt=0, description="The same for holdout sets alone.")] = None
+    superseded_grace_days: Annotated[
+        int, Field(ge=0, description="Days after which the bytes of a superseded version are deleted.")
+    ] = 30
 
     webhook_allow_private: Annotated[
         tuple[str, ...],

@@ -1,6 +1,6 @@
 """All tables in one place, so that importing this module makes the metadata complete."""
 
-from app.adapters.tables import Adapter, AdapterVersion
+from app.adapters.tables import Adapter, AdapterAlias, AdapterVersion
 from app.attestations.tables import Attestation, SigningKey
 from app.audit.tables import AuditEntry, AuditHead
 from app.auth.tables import ApiKey, Tenant
@@ -15,6 +15,7 @@ metadata = Base.metadata
 
 __all__ = [
     "Adapter",
+    "AdapterAlias",
     "AdapterVersion",
     "ApiKey",
     "Attestation",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import structlog
 from sqlalchemy import Select, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from app import outbox
-from app.adapters.tables import Adapter
+from app.adapters import purging as versions
+from app.adapters.tables import Adapter, AdapterVersion
 from app.data_keys import scrub
 from app.datasets import purging
 from app.datasets.tables import Dataset
@@ -77,6 +79,39 @@ def shred_unless_needed(session: Session, dataset_id: str) -> bool:
     if any(session.scalar(use.limit(1)) is not None for use in uses):
         return False
     purging.shred(session, dataset_id)
+    return True
+
+
+def purge_versions() -> int:
+    """Purge versions that were superseded longer ago than the grace period. Answers how many."""
+    grace = timedelta(days=get_settings().superseded_grace_days)
+    with new_session() as session:
+        due = session.scalars(_superseded(grace).order_by(AdapterVersion.superseded_at).limit(BATCH)).all()
+    return sum(_purge_version(version.id, grace) for version in due)
+
+
+def _superseded(grace: timedelta) -> Select[AdapterVersion]:
+    return select(AdapterVersion).where(
+        AdapterVersion.status == "superseded",
+        AdapterVersion.superseded_at <= func.now() - grace,
+        ~versions.is_needed(),
+    )
+
+
+def _purge_version(version_id: str, grace: timedelta) -> bool:
+    """Purge one version in a transaction of its own, so that one that cannot be deleted keeps no other."""
+    with new_session() as session, session.begin():
+        locked = _superseded(grace).where(AdapterVersion.id == version_id).with_for_update(skip_locked=True)
+        version = session.scalar(locked)
+        if version is None or versions.still_needed(session, version_id):
+            return False
+        try:
+            versions.delete_bytes(storage(), version)
+        except OSError as error:
+            log.warning("version not purged", version=version_id, error=type(error).__name__)
+            return False
+        versions.record_purge(session, version, "grace")
+    log.info("version purged", version=version_id)
     return True
 
 

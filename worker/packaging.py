@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from app.adapters import archive
 from app.adapters.archive import ArchiveDigest
+from app.adapters.serving import Served, instructions
 from app.attestations.statement import ATTESTATION_FILE
 from app.methods import METHOD_REQUESTS, Method, Policy, describe
 from worker.evaluation.checks import Gate
@@ -74,6 +74,7 @@ class CardFacts:
         base_model_name: public name of the base model, as PEFT and vLLM look it up.
         revision: revision of the base model, if it has one.
         adapter_name: name under which the card suggests to serve the adapter.
+        config: its adapter_config.json.
         method: every knob.
         training: how training went.
         seed: seed of the run.
@@ -88,6 +89,7 @@ class CardFacts:
     base_model_name: str
     revision: str | None
     adapter_name: str
+    config: Mapping[str, Any]
     method: Method
     training: Outcome
     seed: int
@@ -161,6 +163,7 @@ def _front_matter(facts: CardFacts) -> str:
             "---",
             "library_name: peft",
             f"base_model: {json.dumps(facts.base_model_name)}",
+            "base_model_relation: adapter",
             "pipeline_tag: text-generation",
             "tags:",
             *(f"- {tag}" for tag in ("lora", "peft", "unlearning", "lethe")),
@@ -170,29 +173,13 @@ def _front_matter(facts: CardFacts) -> str:
 
 
 def _use(facts: CardFacts) -> str:
-    revision = f", revision={json.dumps(facts.revision)}" if facts.revision else ""
+    served = Served.of(facts.adapter_name, facts.config, facts.base_model_name, facts.revision)
     return f"""# {facts.adapter_name}
 
 A LoRA adapter for `{facts.base_model_name}` from which records were unlearned. It has the rank, the target
 modules and the tensor names of the adapter that it came from, and takes its place.
 
-With PEFT, from the unpacked directory:
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-name = {json.dumps(facts.base_model_name)}  # or the folder where that base model lies
-base = AutoModelForCausalLM.from_pretrained(name{revision})
-model = PeftModel.from_pretrained(base, "path/to/adapter")
-```
-
-With vLLM:
-
-```sh
-vllm serve {shlex.quote(facts.base_model_name)} --enable-lora \\
-    --lora-modules {shlex.quote(facts.adapter_name)}=path/to/adapter
-```"""
+{instructions(served)}"""
 
 
 def _unlearning(facts: CardFacts) -> str:

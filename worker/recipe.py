@@ -255,6 +255,7 @@ def _write_card(bench: Workbench, folder: Path, judgement: Judgement, last: Trie
         base_model_name=order.base.name,
         revision=order.base.revision,
         adapter_name=order.adapter.name,
+        config=order.source.config,
         method=last.method,
         training=last.trained.outcome,
         seed=order.seed,

@@ -62,6 +62,12 @@ def purge_datasets() -> None:
     housekeeping.purge_datasets()
 
 
+@celery_app.task(name="lethe.purge_versions")  # type: ignore[untyped-decorator] # celery ships no types
+def purge_versions() -> None:
+    """Purge versions whose grace period is over."""
+    housekeeping.purge_versions()
+
+
 @celery_app.task(name="lethe.sweep_checkpoints")  # type: ignore[untyped-decorator] # celery ships no types
 def sweep_checkpoints() -> None:
     """Remove checkpoints that an ended run left."""

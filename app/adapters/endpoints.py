@@ -8,9 +8,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, File, Form, Request, Response, UploadFile
 
 from app.adapters import peft_config
+from app.adapters.lineage import lineage
+from app.adapters.present import present_serving, present_version
+from app.adapters.references import VersionNumber, VersionReference
 from app.adapters.repository import AdapterRepository
-from app.adapters.schemas import AdapterName, AdapterRead, VersionRead
-from app.adapters.service import AdapterService, AdapterUpload, present_version
+from app.adapters.schemas import AdapterName, AdapterRead, AdapterUpdate, LineageRead, ServingRead, VersionRead
+from app.adapters.service import AdapterService, AdapterUpload
 from app.adapters.tables import AdapterVersion
 from app.auth.guard import GuardedRoute
 from app.base_models.repository import BaseModelRepository
@@ -27,6 +30,7 @@ router = APIRouter(prefix="/adapters", tags=["adapters"], route_class=GuardedRou
 ARCHIVE_TYPE = "application/gzip"
 ARCHIVE = download_responses("tar.gz of a PEFT adapter directory.", ARCHIVE_TYPE)
 _READ = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND)
+_READ_VERSION = {**_READ, **responses(HTTPStatus.GONE)}
 
 
 async def adapter_service(session: SessionDep, tenant: TenantDep, storage: StorageDep) -> AdapterService:
@@ -92,6 +96,32 @@ async def get(name: str, service: ServiceDep) -> AdapterRead:
     return (await service.present([await service.get(name)]))[0]
 
 
+@router.patch(
+    "/{name}",
+    dependencies=[requires("adapters:write")],
+    operation_id="update_adapter",
+    responses={**_READ, **responses(HTTPStatus.UNPROCESSABLE_ENTITY)},
+)
+async def update(name: str, body: AdapterUpdate, service: ServiceDep) -> AdapterRead:
+    """Set or clear the default retain set."""
+    return (await service.present([await service.update(name, body.default_retain_set)]))[0]
+
+
+@router.get(
+    "/{name}/lineage", dependencies=[requires("adapters:read")], operation_id="get_adapter_lineage", responses=_READ
+)
+async def get_lineage(
+    name: str,
+    service: ServiceDep,
+    session: SessionDep,
+    tenant: TenantDep,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+) -> LineageRead:
+    """Which version came from which, through which run and for which jobs, newest first."""
+    return await lineage(AdapterRepository(session, tenant), await service.get(name), limit, cursor)
+
+
 @router.get(
     "/{name}/versions",
     dependencies=[requires("adapters:read")],
@@ -117,11 +147,34 @@ async def list_versions(
     "/{name}/versions/{number}",
     dependencies=[requires("adapters:read")],
     operation_id="get_adapter_version",
-    responses=_READ,
+    responses=_READ_VERSION,
 )
-async def get_version(name: str, number: str, service: ServiceDep) -> VersionRead:
-    """One version, by number or "head"."""
+async def get_version(name: str, number: VersionReference, service: ServiceDep) -> VersionRead:
+    """One version, by number, "head" or alias."""
     return present_version(name, await service.version(name, number))
+
+
+@router.delete(
+    "/{name}/versions/{number}",
+    dependencies=[requires("adapters:write")],
+    status_code=HTTPStatus.NO_CONTENT,
+    operation_id="purge_adapter_version",
+    responses={**_READ, **responses(HTTPStatus.CONFLICT)},
+)
+async def purge_version(name: str, number: VersionNumber, service: ServiceDep) -> None:
+    """Delete weights and archive of a version now. 409 for the head, and while a job needs it."""
+    await service.purge(name, number)
+
+
+@router.get(
+    "/{name}/versions/{number}/serving",
+    dependencies=[requires("adapters:read")],
+    operation_id="get_adapter_version_serving",
+    responses=_READ_VERSION,
+)
+async def get_serving(name: str, number: VersionReference, service: ServiceDep) -> ServingRead:
+    """Ready commands for PEFT, vLLM, LoRAX and TGI."""
+    return present_serving(name, await service.downloadable(name, number))
 
 
 @router.get(
@@ -133,7 +186,7 @@ async def get_version(name: str, number: str, service: ServiceDep) -> VersionRea
 )
 @router.head("/{name}/versions/{number}/download", dependencies=[requires("adapters:read")], include_in_schema=False)
 async def download_version(
-    name: str, number: str, request: Request, service: ServiceDep, storage: StorageDep
+    name: str, number: VersionReference, request: Request, service: ServiceDep, storage: StorageDep
 ) -> Response:
     """The version as a tar.gz; its strong ETag is its sha256."""
     return await archive_response(request, storage, name, await service.downloadable(name, number))

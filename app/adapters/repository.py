@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from sqlalchemy import Select, select
+from sqlalchemy import Row, Select, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.adapters.tables import Adapter, AdapterVersion
+from app.adapters import purging
+from app.adapters.references import HEAD, is_alias, number_of
+from app.adapters.tables import Adapter, AdapterAlias, AdapterVersion
+from app.attestations.tables import Attestation
 from app.audit.record import append
 from app.base_models.tables import BaseModelRow
+from app.jobs.tables import UnlearnJob
 from app.kit.db import on_rollback
 from app.kit.pagination import newest_first, split_page
 
@@ -54,6 +58,70 @@ class AdapterRepository:
         return await self._session.scalar(
             self._versions.where(AdapterVersion.adapter_id == adapter_id, AdapterVersion.number == number)
         )
+
+    async def referenced(self, adapter: Adapter, reference: str) -> AdapterVersion | None:
+        """A version by number, "head" or alias."""
+        if is_alias(reference):
+            pointed = AdapterAlias.version_id == AdapterVersion.id
+            named = (AdapterAlias.adapter_id == adapter.id, AdapterAlias.name == reference)
+            return await self._session.scalar(self._versions.join(AdapterAlias, pointed).where(*named))
+        number = adapter.head if reference == HEAD else number_of(reference)
+        return await self.version(adapter.id, number) if number else None
+
+    async def hold(self, version_id: str, *, to_purge: bool = False) -> AdapterVersion | None:
+        """A version as it is now, which nobody can purge until the transaction ends."""
+        return await self._session.scalar(
+            self._versions.where(AdapterVersion.id == version_id)
+            .with_for_update(read=not to_purge, key_share=not to_purge)
+            .execution_options(populate_existing=True)
+        )
+
+    async def head_versions(self, adapters: Sequence[Adapter]) -> dict[str, AdapterVersion]:
+        """The adapters' heads by the adapter's id."""
+        mine = self._versions.join(Adapter, Adapter.id == AdapterVersion.adapter_id)
+        heads = mine.where(Adapter.id.in_([each.id for each in adapters]), Adapter.head == AdapterVersion.number)
+        return {version.adapter_id: version for version in await self._session.scalars(heads)}
+
+    async def version_counts(self, adapters: Sequence[Adapter]) -> dict[str, int]:
+        """How many versions the adapters have, by the adapter's id."""
+        counted = (
+            select(AdapterVersion.adapter_id, func.count())
+            .where(AdapterVersion.tenant_id == self._tenant_id)
+            .where(AdapterVersion.adapter_id.in_([adapter.id for adapter in adapters]))
+            .group_by(AdapterVersion.adapter_id)
+        )
+        return {row[0]: row[1] for row in await self._session.execute(counted)}
+
+    async def jobs_of(self, versions: Sequence[AdapterVersion]) -> Sequence[UnlearnJob]:
+        """The jobs of the runs that made the versions, oldest first."""
+        runs = [version.run_id for version in versions if version.run_id is not None]
+        jobs = select(UnlearnJob).where(UnlearnJob.tenant_id == self._tenant_id, UnlearnJob.run_id.in_(runs))
+        return (await self._session.scalars(jobs.order_by(UnlearnJob.created_at, UnlearnJob.id))).all()
+
+    async def attestation_digests(self, versions: Sequence[AdapterVersion]) -> dict[str, str]:
+        """sha256 (hex) of the versions' attestations, by the version's id."""
+        digest = func.encode(func.sha256(func.convert_to(Attestation.envelope, "UTF8")), "hex")
+        found = select(Attestation.version_id, digest).where(
+            Attestation.tenant_id == self._tenant_id, Attestation.version_id.in_([each.id for each in versions])
+        )
+        return {row[0]: row[1] for row in await self._session.execute(found)}
+
+    async def needs(self, version_id: str) -> Row[bool, bool, bool]:
+        """Whether a version is the head, a live job's control, or what a run works on."""
+        asked = select(purging.is_head(), purging.is_control(), purging.is_source())
+        return (await self._session.execute(asked.where(AdapterVersion.id == version_id))).one()
+
+    async def mark_purged(self, version: AdapterVersion) -> None:
+        """Mark a version whose bytes are gone."""
+        await self._session.run_sync(purging.record_purge, version, "asked")
+
+    async def set_default_retain_set(self, adapter: Adapter, dataset_id: str | None) -> None:
+        """Have jobs that name no retain set use this one, or have none."""
+        data = {"dataset": dataset_id, "before": adapter.default_retain_set_id}
+        adapter.default_retain_set_id = dataset_id
+        await self._session.flush()
+        session = self._session.sync_session
+        append(session, self._tenant_id, "adapter.default_retain_set", "adapter", adapter.id, data)
 
     async def version_page(
         self, adapter_id: str, limit: int, cursor: str | None

@@ -12,10 +12,12 @@ from typing import BinaryIO
 from anyio import to_thread
 from sqlalchemy.exc import IntegrityError
 
-from app.adapters import peft_config, weights
+from app.adapters import peft_config, purging, weights
 from app.adapters.archive import ArchiveDigest, write_archive
+from app.adapters.present import present_adapter, uploaded_card
+from app.adapters.references import is_alias, number_of
 from app.adapters.repository import AdapterRepository
-from app.adapters.schemas import AdapterRead, VersionRead
+from app.adapters.schemas import AdapterRead
 from app.adapters.tables import Adapter, AdapterVersion
 from app.base_models.repository import BaseModelRepository
 from app.base_models.tables import BaseModelRow
@@ -69,7 +71,7 @@ class AdapterService:
         base = await self._bases.by_name(upload.base_model)
         if base is None:
             raise invalid_field("/base_model", "no base model of this name is registered; POST /base-models first")
-        await self._check_retain_set(upload.default_retain_set)
+        await self._check_retain_set(upload.default_retain_set, "/retain_set")
         adapter = Adapter(
             id=new_id("ad"),
             tenant_id=self._tenant_id,
@@ -85,12 +87,13 @@ class AdapterService:
             raise taken from None
         return adapter
 
-    async def _check_retain_set(self, dataset_id: str | None) -> None:
+    async def _check_retain_set(self, dataset_id: str | None, pointer: str) -> None:
         if dataset_id is None:
             return
-        dataset = await self._datasets.by_id(dataset_id)
+        # Locked until the adapter names it, so that nobody purges the dataset in between.
+        dataset = await self._datasets.by_id(dataset_id, lock=True)
         if dataset is None or dataset.purpose != "retain" or dataset.purged_at is not None:
-            raise invalid_field("/retain_set", "no retain set with this id; POST /datasets?purpose=retain first")
+            raise invalid_field(pointer, "no retain set with this id; POST /datasets?purpose=retain first")
 
     def _store(self, adapter: Adapter, base: BaseModelRow, upload: AdapterUpload) -> AdapterVersion:
         config = peft_config.parse(upload.config)
@@ -120,7 +123,7 @@ class AdapterService:
         self, directory: Path, fields: dict[str, object], name: str, weights_key: str, archive_key: str
     ) -> ArchiveDigest:
         (directory / "adapter_config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-        (directory / "README.md").write_text(uploaded_card(name, str(fields["base_model_name_or_path"])))
+        (directory / "README.md").write_text(uploaded_card(name, fields))
         with (directory / WEIGHTS_NAME).open("rb") as source, self._storage.create(weights_key) as sink:
             while chunk := source.read(1024**2):
                 sink.write(chunk)
@@ -138,63 +141,90 @@ class AdapterService:
             raise NotFound("there is no adapter of this name; GET /adapters lists them")
         return adapter
 
-    async def version(self, name: str, number: str) -> AdapterVersion:
-        """A version by number or "head". Raises NotFound."""
-        adapter = await self.get(name)
-        wanted = adapter.head if number == "head" else _number(number)
-        version = await self._adapters.version(adapter.id, wanted) if wanted else None
+    async def version(self, name: str, reference: str) -> AdapterVersion:
+        """A version by number, "head" or alias.
+
+        Raises:
+            NotFound: there is none.
+            Gone: an alias points at a version that was superseded or purged.
+        """
+        version = await self._adapters.referenced(await self.get(name), reference)
         if version is None:
             raise NotFound(f"adapter {name!r} has no such version; GET /adapters/{name}/versions lists them")
+        if is_alias(reference) and version.status != "ready":
+            raise Gone(
+                f"this alias points at version {version.number}, which is {version.status}; "
+                f"move it with PUT /adapters/{name}/aliases/{reference}"
+            )
         return version
 
-    async def downloadable(self, name: str, number: str) -> AdapterVersion:
+    async def downloadable(self, name: str, reference: str) -> AdapterVersion:
         """A version that may be handed out. Raises NotFound, or Gone when it was superseded or purged."""
-        version = await self.version(name, number)
-        if version.status != "ready":
-            raise Gone(f"version {version.number} is {version.status}; download 'head' instead")
+        version = await self.version(name, reference)
+        check_ready(version)
         return version
+
+    async def to_point_at(self, adapter: Adapter, number: int) -> AdapterVersion:
+        """The version that an alias may point at.
+
+        Raises:
+            Invalid: there is none of that number.
+            Conflict: it was superseded or purged.
+        """
+        version = await self._adapters.version(adapter.id, number)
+        if version is None:
+            raise invalid_field("/version", "the adapter has no version of this number")
+        if version.status != "ready":
+            raise Conflict(f"version {number} is {version.status}; an alias points at a version that is handed out")
+        return version
+
+    async def update(self, name: str, retain_set: str | None) -> Adapter:
+        """Set or clear the default retain set. Raises NotFound, or Invalid when there is no such retain set."""
+        adapter = await self.get(name)
+        await self._check_retain_set(retain_set, "/default_retain_set")
+        if adapter.default_retain_set_id != retain_set:
+            await self._adapters.set_default_retain_set(adapter, retain_set)
+        return adapter
+
+    async def purge(self, name: str, number: str) -> None:
+        """Delete the bytes of a version now. Repeating it does no harm.
+
+        Raises:
+            NotFound: there is no version of that number; aliases and "head" are not taken here.
+            Conflict: it is the head, or something that has not ended needs it.
+        """
+        adapter = await self.get(name)
+        found = await self._adapters.version(adapter.id, number_of(number) or 0)
+        version = await self._adapters.hold(found.id, to_purge=True) if found else None
+        if version is None:
+            raise NotFound(
+                f"adapter {name!r} has no version of this number; GET /adapters/{name}/versions lists them"
+            )
+        if version.status == "purged":
+            return
+        head, control, source = await self._adapters.needs(version.id)
+        if head:
+            raise Conflict("it is the adapter's head, which is never purged")
+        if control or source:
+            raise Conflict("a job that has not ended needs this version; cancel the job or wait for its end")
+        await to_thread.run_sync(purging.delete_bytes, self._storage, version)
+        await self._adapters.mark_purged(version)
 
     async def present(self, adapters: list[Adapter]) -> list[AdapterRead]:
         """The outside view."""
         bases = await self._adapters.base_names(adapters)
+        heads = await self._adapters.head_versions(adapters)
+        counts = await self._adapters.version_counts(adapters)
         return [
-            AdapterRead(
-                id=adapter.id,
-                name=adapter.name,
-                base_model=bases[adapter.base_model_id],
-                head=adapter.head,
-                default_retain_set=adapter.default_retain_set_id,
-                created_at=adapter.created_at,
-            )
+            present_adapter(adapter, bases[adapter.base_model_id], heads[adapter.id], counts[adapter.id])
             for adapter in adapters
         ]
 
 
-def present_version(name: str, version: AdapterVersion) -> VersionRead:
-    """The outside view of a version of the adapter called `name`."""
-    return VersionRead.model_validate(
-        {
-            "adapter": name,
-            "version": version.number,
-            "status": version.status,
-            "sha256": version.archive_sha256,
-            "bytes": version.archive_bytes,
-            "weights_sha256": version.weights_sha256,
-            "source_version": version.source_version,
-            "run_id": version.run_id,
-            "created_at": version.created_at,
-            "superseded_at": version.superseded_at,
-        }
-    )
-
-
-def uploaded_card(name: str, base_model: str) -> str:
-    """The model card of an adapter as it was uploaded."""
-    return (
-        f"---\nlibrary_name: peft\nbase_model: {base_model}\nbase_model_relation: adapter\n"
-        "pipeline_tag: text-generation\ntags:\n- lora\n---\n\n"
-        f"# {name}, version 1\n\nThe adapter as it was uploaded; nothing was unlearned from it.\n"
-    )
+def check_ready(version: AdapterVersion) -> None:
+    """Raise Gone when a version was superseded or purged."""
+    if version.status != "ready":
+        raise Gone(f"version {version.number} is {version.status}; download 'head' instead")
 
 
 def _check_base_name(config: peft_config.PlainLora, base: BaseModelRow) -> None:
@@ -217,7 +247,3 @@ def _spool(source: BinaryIO, target: Path) -> str:
             digest.update(chunk)
             sink.write(chunk)
     return digest.hexdigest()
-
-
-def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, UniqueConstraint, func
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, UniqueConstraint, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -36,6 +36,7 @@ class AdapterVersion(Base):
         # A run may register one version, so that a repeated task cannot register a second.
         UniqueConstraint("run_id"),
         CheckConstraint("status IN ('ready', 'superseded', 'purged')", name="status"),
+        Index("ix_adapter_versions_superseded", "superseded_at", postgresql_where=text("status = 'superseded'")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -53,3 +54,19 @@ class AdapterVersion(Base):
     run_id: Mapped[str | None] = mapped_column(ForeignKey("runs.id"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     superseded_at: Mapped[datetime | None]
+    purged_at: Mapped[datetime | None]
+
+
+class AdapterAlias(Base):
+    """A name for a version that can be moved to another one."""
+
+    __tablename__ = "adapter_aliases"
+    __table_args__ = (UniqueConstraint("adapter_id", "name"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    adapter_id: Mapped[str] = mapped_column(ForeignKey("adapters.id"))
+    version_id: Mapped[str] = mapped_column(ForeignKey("adapter_versions.id"))
+    name: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 Action = Literal[
+    "adapter.alias_removed",
+    "adapter.alias_set",
+    "adapter.default_retain_set",
     "adapter.registered",
+    "adapter.version_purged",
     "adapter.version_released",
     "adapter.version_superseded",
     "api_key.created",
@@ -44,7 +48,11 @@ SubjectType = Literal[
     "webhook_endpoint",
 ]
 ACTIONS: dict[Action, str] = {
+    "adapter.alias_removed": "An alias was taken away.",
+    "adapter.alias_set": "An alias was pointed at a version.",
+    "adapter.default_retain_set": "The default retain set of an adapter was set or cleared.",
     "adapter.registered": "An adapter was uploaded and became version 1.",
+    "adapter.version_purged": "Weights and archive of a version were deleted: the receipt.",
     "adapter.version_released": "A run's result passed the gate and became the adapter's head.",
     "adapter.version_superseded": "A version is no longer handed out: a release took its place.",
     "api_key.created": "An API key was made.",

@@ -63,9 +63,10 @@ class JobCreate(BaseModel):
     control: Annotated[
         str | None,
         Field(
-            max_length=80,
-            pattern=r"^[a-z0-9][a-z0-9._-]*(@[1-9][0-9]{0,8})?$",
-            description="An adapter that was trained alike but never on the forget set: its name, or name@version. "
+            max_length=140,
+            pattern=r"^[a-z0-9][a-z0-9._-]*(@([1-9][0-9]{0,8}|[a-z][a-z0-9._-]{0,63}))?$",
+            description="An adapter that was trained alike but never on the forget set: its name, or name@version "
+            "with a number or an alias. "
             "It takes the place of the base model alone as the measure of never having seen the records.",
         ),
     ] = None

@@ -11,6 +11,7 @@ from sqlalchemy import Insert
 from sqlalchemy.exc import IntegrityError
 
 from app import outbox
+from app.adapters.references import HEAD
 from app.adapters.repository import AdapterRepository
 from app.adapters.tables import Adapter, AdapterVersion
 from app.datasets.fingerprints import overlap
@@ -147,13 +148,16 @@ class JobService:
 
         Raises:
             NotFound: no such job.
-            Conflict: the job has not ended, has succeeded, or its records were purged.
+            Conflict: the job has not ended, has succeeded, or its records or its control were purged.
         """
         job, run, *_ = await self.get(job_id)
         for dataset_id in filter(None, (job.forget_set_id, job.retain_set_id, job.holdout_set_id)):
             dataset = await self._datasets.by_id(dataset_id, lock=True)
             if dataset is None or dataset.purged_at is not None:
                 raise Conflict(f"dataset {dataset_id} was purged; send a new request with the records")
+        control = await self._adapters.hold(job.control_version_id) if job.control_version_id else None
+        if control is not None and control.status == "purged":
+            raise Conflict("the version that is its control was purged; send a new request")
         if not await self._jobs.change(transitions.retry(run.id)):
             raise Conflict(f"the job is {job.status}; only a gate_failed, failed or cancelled job can be retried")
         await self._jobs.execute(
@@ -210,7 +214,9 @@ class JobService:
             raise invalid_field("/control", "is the adapter itself, which has seen the records")
         if control.base_model_id != adapter.base_model_id:
             raise invalid_field("/control", "is on another base model")
-        version = await self._adapters.version(control.id, int(number or control.head))
+        named = await self._adapters.referenced(control, number or HEAD)
+        # Held until the job is stored, so that nobody purges it in between.
+        version = await self._adapters.hold(named.id) if named else None
         if version is None or version.status == "purged":
             raise invalid_field("/control", "has no such version; GET /adapters/{name}/versions lists them")
         head = await self._adapters.version(adapter.id, adapter.head)

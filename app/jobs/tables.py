@@ -71,6 +71,11 @@ class UnlearnJob(Base):
         ),
         Index("ix_unlearn_jobs_list", "tenant_id", "created_at", "id"),
         Index("ix_unlearn_jobs_live", "tenant_id", postgresql_where=text("status IN ('queued', 'running')")),
+        Index(
+            "ix_unlearn_jobs_control_version_id",
+            "control_version_id",
+            postgresql_where=text("control_version_id IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

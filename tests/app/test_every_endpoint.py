@@ -29,6 +29,11 @@ from app.settings import Settings
 from tests.app.conftest import caller, make_key, post_job, upload
 
 PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys", "/problems", "/problems/{code}"}
+# What a call needs in its body to be understood, before it can say that there is no such thing.
+BODIES: dict[tuple[str, str], dict[str, Any]] = {
+    ("PATCH", "/adapters/{name}"): {"default_retain_set": None},
+    ("PUT", "/adapters/{name}/aliases/{alias}"): {"version": 1},
+}
 KEYS = {"type", "title", "status", "detail", "code", "request_id", "errors"}
 
 
@@ -200,11 +205,13 @@ async def test_foreign_things_are_not_found(
     endpoint = (await client.post("/webhook-endpoints", json={"url": "https://dsr.example.com/"})).json()["id"]
     delivery = (await client.post(f"/webhook-endpoints/{endpoint}/test")).json()["id"]
     values |= {"key_id": key, "endpoint_id": endpoint, "delivery_id": delivery}
+    values |= {"alias": "production"}
+    assert (await client.put(f"/adapters/{adapter}/aliases/production", json={"version": 1})).status_code == 201
     with_ids = [(method, path) for method, path in routes(app) if "{" in path and method != "HEAD"]
     assert len(with_ids) > 10
     for method, path in with_ids:
         url = re.sub(r"\{([^}]*)\}", lambda match: values[match[1]], path)
-        response = await foreign.request(method, url)
+        response = await foreign.request(method, url, json=BODIES.get((method, path)))
         assert response.status_code == 404, (method, url, response.text)
         check_problem(response)
         mine = await client.request(method, url) if method == "GET" else None

@@ -8,11 +8,14 @@ import pytest
 from sqlalchemy import select, text
 
 from app import outbox
+from app.adapters.tables import Adapter, AdapterVersion
+from app.audit.tables import AuditEntry
 from app.datasets.tables import Dataset
 from app.jobs.tables import OutboxMessage, Run
+from app.kit.storage import LocalStorage
 from tests.worker.rows import add_adapter, add_job, change, job_of, messages, run_of
 from worker.database import engine, new_session, storage
-from worker.housekeeping import delete_blobs, purge_datasets, reap_runs, relay_outbox
+from worker.housekeeping import delete_blobs, purge_datasets, purge_versions, reap_runs, relay_outbox
 from worker.lease import claim
 
 pytestmark = pytest.mark.usefixtures("service")
@@ -153,3 +156,92 @@ def test_blobs_are_only_deleted_once_the_key_is_gone() -> None:
     delete_blobs("ds_unknown")
     with new_session() as session:
         assert storage().size(session.get_one(Dataset, job.forget_set_id).blob_key)
+
+
+def add_versions(adapter: Adapter, superseded_at: datetime = PAST) -> list[AdapterVersion]:
+    """A superseded version 1 and the head, version 2, both with bytes."""
+    versions = []
+    with new_session() as session, session.begin():
+        first = session.scalars(select(AdapterVersion).where(AdapterVersion.adapter_id == adapter.id)).one()
+        first.status, first.superseded_at = "superseded", superseded_at
+        session.get_one(Adapter, adapter.id).head = 2
+        columns = {name: getattr(first, name) for name in ("tenant_id", "adapter_id", "config", "archive_bytes")}
+        second = AdapterVersion(
+            id=f"{first.id}2", number=2, weights_sha256="1" * 64, archive_sha256="1" * 64, weights_key="",
+            archive_key="", **columns,
+        )  # fmt: skip
+        session.add(second)
+        for version in (first, second):
+            version.weights_key, version.archive_key = f"test/{version.id}/weights", f"test/{version.id}/archive"
+            versions.append(version)
+    for version in versions:
+        for key in (version.weights_key, version.archive_key):
+            with storage().create(key) as sink:
+                sink.write(b"x")
+    return versions
+
+
+def status_of(version: AdapterVersion) -> str:
+    """A version's status as it is now."""
+    with new_session() as session:
+        return session.get_one(AdapterVersion, version.id).status
+
+
+def purge_receipts() -> list[tuple[str, dict[str, object], str]]:
+    """Receipts in the audit chain: version, data, actor."""
+    found = select(AuditEntry).where(AuditEntry.action == "adapter.version_purged").order_by(AuditEntry.sequence)
+    with new_session() as session:
+        return [(entry.subject_id, entry.data, entry.actor) for entry in session.scalars(found)]
+
+
+def test_superseded_versions_are_purged_once_their_grace_is_over() -> None:
+    old, head = add_versions(add_adapter())
+    recent, _ = add_versions(add_adapter("second"), datetime.now(UTC) - timedelta(days=29))
+    assert purge_versions() == 1
+    assert [status_of(version) for version in (old, head, recent)] == ["purged", "ready", "superseded"]
+    assert storage().keys(f"test/{old.id}") == []
+    assert len(storage().keys("test")) == 6
+    receipt = {
+        "adapter": old.adapter_id, "number": 1, "weights_sha256": "0" * 64, "archive_sha256": "0" * 64, "bytes": 1,
+        "reason": "grace",
+    }  # fmt: skip
+    assert purge_receipts() == [(old.id, receipt, "worker")]
+    assert purge_versions() == 0, "what is purged stays so, with one receipt"
+
+
+def test_a_version_that_a_live_job_compares_with_outlives_its_grace() -> None:
+    old, _ = add_versions(add_adapter("control"))
+    job = add_job(add_adapter(), control_version_id=old.id)
+    assert (purge_versions(), status_of(old)) == (0, "superseded")
+    change(type(job), job.id, status="gate_failed")
+    assert (purge_versions(), status_of(old)) == (1, "purged")
+
+
+def test_the_head_is_not_purged_even_when_it_is_marked_superseded() -> None:
+    _, head = add_versions(adapter := add_adapter())
+    with new_session() as session, session.begin():
+        session.get_one(Adapter, adapter.id).head = 1
+    assert purge_versions() == 0
+    assert len(storage().keys(f"test/{head.id}")) == 2
+
+
+def test_bytes_that_cannot_be_deleted_leave_no_receipt_and_keep_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, _ = add_versions(add_adapter())
+    free, _ = add_versions(add_adapter("second"), datetime(2021, 1, 1, tzinfo=UTC))
+    delete = LocalStorage.delete
+
+    def fail(self: LocalStorage, key: str) -> None:
+        if key == stuck.weights_key:
+            raise PermissionError
+        delete(self, key)
+
+    monkeypatch.setattr(LocalStorage, "delete", fail)
+    assert purge_versions() == 1
+    assert [status_of(version) for version in (stuck, free)] == ["superseded", "purged"]
+
+
+def test_a_purge_that_was_cut_off_after_the_bytes_is_finished_by_the_next() -> None:
+    old, _ = add_versions(add_adapter())
+    for key in (old.weights_key, old.archive_key):
+        storage().delete(key)
+    assert (purge_versions(), status_of(old)) == (1, "purged")

@@ -152,6 +152,7 @@ FACTS = CardFacts(
     base_model_name=BASE_NAME,
     revision="main",
     adapter_name="support-bot",
+    config={"r": 4, "target_modules": ["q_proj"]},
     method=blur_method(steps=80),
     training=Outcome(60, 40, "targets_met", "the targets hold", (), 8, 1),
     seed=7,
@@ -197,7 +198,10 @@ def test_card_states_what_was_done_and_how_well() -> None:
         "- Not tested: membership inference.",
         "fine-tuning of this adapter, even on other data, may bring records back",
         "PeftModel.from_pretrained",
-        "--lora-modules support-bot=",
+        "--max-lora-rank 8",
+        '"name": "support-bot"',
+        "LORA_ADAPTERS=support-bot=/adapters/support-bot",
+        '"adapter_source": "local"',
         "lethe verify adapter.tar.gz --keys keys.json",
     ):
         assert stated in card
@@ -211,7 +215,8 @@ def test_card_front_matter_is_yaml_that_a_name_cannot_break() -> None:
     assert parsed["library_name"] == "peft"
     assert parsed["pipeline_tag"] == "text-generation"
     assert "unlearning" in parsed["tags"]
-    assert parsed.keys() == {"library_name", "base_model", "pipeline_tag", "tags"}
+    assert parsed["base_model_relation"] == "adapter"
+    assert parsed.keys() == {"library_name", "base_model", "base_model_relation", "pipeline_tag", "tags"}
 
 
 @pytest.fixture
