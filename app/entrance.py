@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.kit import problems
 
 PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys", "/problems"}
-PUBLIC_BELOW = "/problems/"
+PUBLIC_BELOW = ("/problems/", "/downloads/")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 log = structlog.get_logger("app.requests")
 

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from app import catalogue
 from app.adapters.aliases.endpoints import router as aliases
 from app.adapters.endpoints import router as adapters
+from app.adapters.links.endpoints import router as links
 from app.attestations.endpoints import router as attestations
 from app.audit.endpoints import router as audit
 from app.auth.authentication import authenticate
@@ -70,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         base_models,
         adapters,
         aliases,
+        links,
         datasets,
         jobs,
         attestations,

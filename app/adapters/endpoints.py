@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from app.base_models.repository import BaseModelRepository
 from app.base_models.schemas import Name
 from app.datasets.repository import DatasetRepository
 from app.dependencies import SessionDep, StorageDep, TenantDep, requires
-from app.kit.downloads import Blob, download, download_responses
+from app.kit.downloads import PRIVATE, Blob, download, download_responses
 from app.kit.pagination import Cursor, Limit, Page, encode_cursor
 from app.kit.problems import TooLarge, responses
 from app.kit.storage import Storage
@@ -192,7 +193,14 @@ async def download_version(
     return await archive_response(request, storage, name, await service.downloadable(name, number))
 
 
-async def archive_response(request: Request, storage: Storage, name: str, version: AdapterVersion) -> Response:
-    """The archive of a version. Raises Gone when its bytes are no longer held."""
+async def archive_response(
+    request: Request, storage: Storage, name: str, version: AdapterVersion, cache: Mapping[str, str] = PRIVATE
+) -> Response:
+    """The archive of a version. Raises Gone when its bytes are no longer held.
+
+    Args:
+        cache: headers that say who may keep it.
+    """
     filename = f"{name}-v{version.number}.tar.gz"
-    return await download(request, storage, Blob(version.archive_key, version.archive_sha256, filename, ARCHIVE_TYPE))
+    blob = Blob(version.archive_key, version.archive_sha256, filename, ARCHIVE_TYPE, cache)
+    return await download(request, storage, blob)

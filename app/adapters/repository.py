@@ -76,6 +76,23 @@ class AdapterRepository:
             .execution_options(populate_existing=True)
         )
 
+    async def named(self, version_id: str) -> Row[str, AdapterVersion] | None:
+        """A version by id, with its adapter's name."""
+        found = select(Adapter.name, AdapterVersion).join(Adapter, Adapter.id == AdapterVersion.adapter_id)
+        mine = found.where(AdapterVersion.tenant_id == self._tenant_id, AdapterVersion.id == version_id)
+        return (await self._session.execute(mine)).one_or_none()
+
+    def record_link(self, version: AdapterVersion, seconds: int) -> None:
+        """Have the audit chain say that a link to a version was made; the link itself is kept nowhere."""
+        data = {
+            "adapter": version.adapter_id,
+            "number": version.number,
+            "archive_sha256": version.archive_sha256,
+            "expires_in": seconds,
+        }
+        session = self._session.sync_session
+        append(session, self._tenant_id, "adapter.link_made", "adapter_version", version.id, data)
+
     async def head_versions(self, adapters: Sequence[Adapter]) -> dict[str, AdapterVersion]:
         """The adapters' heads by the adapter's id."""
         mine = self._versions.join(Adapter, Adapter.id == AdapterVersion.adapter_id)

@@ -164,6 +164,10 @@ class AdapterService:
         check_ready(version)
         return version
 
+    def record_link(self, version: AdapterVersion, seconds: int) -> None:
+        """Have the audit chain say that a link to a version was made."""
+        self._adapters.record_link(version, seconds)
+
     async def to_point_at(self, adapter: Adapter, number: int) -> AdapterVersion:
         """The version that an alias may point at.
 

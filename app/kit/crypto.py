@@ -17,6 +17,8 @@ from typing import BinaryIO
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 MAGIC = b"LETHEv1\x00"
 CHUNK = 64 * 1024
@@ -80,6 +82,11 @@ class KeyRing:
             return AESGCM(key).decrypt(wrapped.ciphertext[:12], wrapped.ciphertext[12:], context.encode())
         except InvalidTag:
             raise CryptoError("a wrapped data key does not open") from None
+
+
+def derive_key(secret: bytes, purpose: str) -> bytes:
+    """32 bytes for one purpose (HKDF, SHA-256); keys of two purposes tell nothing of each other or of `secret`."""
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=purpose.encode()).derive(secret)
 
 
 def new_data_key() -> bytes:

@@ -28,7 +28,7 @@ from app.problems.codes import CODES
 from app.settings import Settings
 from tests.app.conftest import caller, make_key, post_job, upload
 
-PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys", "/problems", "/problems/{code}"}
+PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys", "/problems", "/problems/{code}", "/downloads/{token}"}
 # What a call needs in its body to be understood, before it can say that there is no such thing.
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("PATCH", "/adapters/{name}"): {"default_retain_set": None},
