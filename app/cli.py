@@ -5,7 +5,7 @@ import sys
 import typer
 
 from app.client import ClientError
-from app.commands import audit, encryption, jobs, keys, registry, report, service, tenants, verify
+from app.commands import adapters, audit, encryption, jobs, keys, registry, report, service, tenants, verify
 from app.embedded.process import EmbeddedError
 
 # Tracebacks with local variables would print keys and records.
@@ -24,6 +24,7 @@ app.command()(jobs.download)
 app.command()(report.report)
 app.command("register-base")(registry.register_base)
 app.command("register-adapter")(registry.register_adapter)
+app.add_typer(adapters.commands, name="adapters")
 app.add_typer(audit.commands, name="audit")
 app.add_typer(keys.commands, name="keys")
 app.add_typer(tenants.commands, name="tenants")

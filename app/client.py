@@ -6,7 +6,6 @@ ClientError
 └── DamagedDownloadError   bytes that are not what the service announced
 """
 
-import hashlib
 import json
 import os
 import tempfile
@@ -258,22 +257,22 @@ class LetheClient:
             file.write(response.content)
             temporary.chmod(0o644)
 
-    def download(self, path: str, destination: Path) -> str:
-        """Saves the bytes at `path` under `destination` in one step; their verified sha256."""
-        with self._answers(), self._http.stream("GET", path) as response:
+    @contextmanager
+    def stream(self, path: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        """An answer whose body is read as it comes."""
+        with self._answers(), self._http.stream("GET", path, headers=headers) as response:
             if response.is_error:
                 response.read()
                 raise ApiError.from_response(response)
-            announced: str = response.headers.get("etag", "").strip('"')
-            with replaced_file(destination) as (file, temporary):
-                digest = hashlib.sha256()
-                for chunk in response.iter_raw():
-                    digest.update(chunk)
-                    file.write(chunk)
-                if digest.hexdigest() != announced:
-                    raise DamagedDownloadError(f"{path}: sha256 is {digest.hexdigest()}, announced {announced}")
-                temporary.chmod(0o644)
-        return announced
+            yield response
+
+    def items(self, path: str, limit: int) -> list[dict[str, Any]]:
+        """The newest items of a list, newest first, as many as there are up to `limit`."""
+        return self._list(path, limit)
+
+    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One call; an answer without a body is an empty object."""
+        return self._json(method, path, json=body)
 
     def _list(self, path: str, limit: int, filters: dict[str, str] | None = None) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []
@@ -292,7 +291,7 @@ class LetheClient:
             response = self._http.request(method, path, **request)
         if response.is_error:
             raise ApiError.from_response(response)
-        answer: dict[str, Any] = response.json()
+        answer: dict[str, Any] = response.json() if response.content else {}
         return answer
 
     @contextmanager

@@ -10,6 +10,8 @@ from rich.console import Console
 from app.client import Job, LetheClient
 from app.commands.connection import DEFAULT_DATA_DIR, DataDirOption, KeyOption, UrlOption, connect
 from app.commands.progress import describe, follow
+from app.commands.transfer import shown
+from app.fetching import fetch
 
 
 def submit(
@@ -128,10 +130,13 @@ def download(
 ) -> None:
     """Download an adapter as tar.gz and check its sha256 before the file appears.
 
+    A download that was cut off goes on where it ended when the command is run again.
+
     Example: lethe download support-bot@head -o support-bot.tar.gz
     """
-    with connect(url, api_key, data_dir) as client:
-        digest = client.download(download_path(target), output)
+    console = Console(stderr=True, highlight=False)
+    with connect(url, api_key, data_dir) as client, shown(console) as show:
+        digest = fetch(client, download_path(target), output, show)
     typer.echo(f"{output}  sha256 {digest}")
 
 

@@ -21,6 +21,7 @@ from app.demo.files import BASE_MODEL, DemoError, DemoFiles, find_files
 from app.demo.measure import TOLERANCE, Target, largest_difference, measure_all
 from app.demo.service import client_of, running_service
 from app.embedded.process import EmbeddedError
+from app.fetching import fetch
 
 CONFLICT = 409
 # Stricter than the default on what must be kept: the demo's margin is wide enough to show it.
@@ -131,7 +132,7 @@ class Demo:
         return job
 
     def _fetch(self, client: LetheClient, job: Job) -> None:
-        client.download(f"/unlearn-jobs/{job.id}/adapter", self.archive)
+        fetch(client, f"/unlearn-jobs/{job.id}/adapter", self.archive)
         self.result_folder.mkdir(parents=True)
         with tarfile.open(self.archive, "r:gz") as archive:
             archive.extractall(self.result_folder, filter="data")

@@ -19,6 +19,8 @@ class Answer:
     body: bytes = b"{}"
     content_type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
+    # Bytes after which the connection breaks; all of them when left out.
+    cut: int | None = None
 
 
 @dataclass
@@ -80,9 +82,10 @@ def make_handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(answer.body)))
             self.end_headers()
-            self.wfile.write(answer.body)
+            self.wfile.write(answer.body[: answer.cut])
+            self.close_connection |= answer.cut is not None
 
-        do_GET = do_POST = serve  # noqa: N815 - the names that http.server looks for
+        do_GET = do_POST = do_PUT = do_DELETE = serve  # noqa: N815 - the names that http.server looks for
 
         def log_message(self, format: str, *arguments: object) -> None:
             """Prints nothing."""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Request, Response
+from fastapi import APIRouter, Body, Path, Request, Response
 
 from app.adapters.endpoints import ARCHIVE, ServiceDep, archive_response
 from app.adapters.links import token as tokens
@@ -23,6 +23,7 @@ from app.dependencies import SettingsDep, StorageDep, TenantDep, requires
 from app.kit.problems import Gone, NotFound, Problem, responses
 
 router = APIRouter(tags=["adapters"], route_class=GuardedRoute)
+Token = Annotated[str, Path(description="What follows /downloads/ in the link's URL.")]
 # The URL is the secret: nobody in between keeps the answer, and no page that it leads to is told of it.
 HEADERS = {"Cache-Control": "private, no-store", "Referrer-Policy": "no-referrer"}
 
@@ -70,7 +71,7 @@ async def create(
     responses={**ARCHIVE, **responses(HTTPStatus.NOT_FOUND)},
 )
 @router.head("/downloads/{token}", include_in_schema=False)
-async def download(token: str, request: Request, settings: SettingsDep, storage: StorageDep) -> Response:
+async def download(token: Token, request: Request, settings: SettingsDep, storage: StorageDep) -> Response:
     """The archive that a link leads to. 410 once it has expired, or its version was superseded."""
     with _private():
         link = _opened(tokens.read(token, settings.pepper))
