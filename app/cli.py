@@ -34,6 +34,7 @@ app.command()(service.bootstrap)
 app.command()(encryption.rewrap)
 app.command()(encryption.scrub)
 app.command("generate-signing-key")(verify.generate_signing_key)
+app.command("generate-opendsr-credentials")(verify.generate_opendsr_credentials)
 
 
 def main() -> None:

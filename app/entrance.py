@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.kit import problems
 
 PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys", "/problems"}
+# Whoever verifies a signature of ours has no key.
+PUBLIC |= {"/opendsr/v2/discovery", "/opendsr/v2/certificate.pem"}
 PUBLIC_BELOW = ("/problems/", "/downloads/")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 log = structlog.get_logger("app.requests")

@@ -27,6 +27,7 @@ from app.base_models.endpoints import router as base_models
 from app.datasets.endpoints import router as datasets
 from app.entrance import Entrance
 from app.health.endpoints import router as health
+from app.identities.endpoints import router as identities
 from app.jobs.endpoints import router as jobs
 from app.jobs.quota import JobQuota
 from app.kit import logs, problems
@@ -35,6 +36,7 @@ from app.kit.db import make_async_engine
 from app.kit.driver import Reads
 from app.kit.storage import LocalStorage
 from app.openapi import describe
+from app.opendsr.endpoints import router as opendsr
 from app.problems.endpoints import router as problem_kinds
 from app.settings import Settings, get_settings
 from app.webhooks import openapi as webhooks_section
@@ -63,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.job_quota = JobQuota(settings.max_live_jobs)
     app.state.storage = LocalStorage(settings.storage_dir)
     problems.install(app)
-    uploads = dict.fromkeys(("/datasets", "/adapters"), settings.max_upload_bytes)
+    uploads = dict.fromkeys(("/datasets", "/adapters", "/identity-indexes"), settings.max_upload_bytes)
     app.add_middleware(BodyLimit, usual=settings.max_json_bytes, uploads=uploads)
     app.add_middleware(Entrance, authenticate=authenticate)
     for router in (
@@ -73,7 +75,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         aliases,
         links,
         datasets,
+        identities,
         jobs,
+        opendsr,
         attestations,
         audit,
         webhooks,

@@ -15,6 +15,7 @@ LIGHT_QUEUE = "default"
 RUN_TASK = "lethe.run"
 DELETE_BLOBS_TASK = "lethe.delete_blobs"
 DELETE_CHECKPOINTS_TASK = "lethe.delete_checkpoints"
+DELETE_INDEX_TASK = "lethe.delete_index_blob"
 
 
 def execute_run(run_id: str) -> Insert:
@@ -30,3 +31,8 @@ def delete_blobs(dataset_id: str) -> Insert:
 def delete_checkpoints(run_id: str) -> Insert:
     """Have the light worker remove the checkpoints of a run that has ended."""
     return insert(OutboxMessage).values(task=DELETE_CHECKPOINTS_TASK, queue=LIGHT_QUEUE, argument=run_id)
+
+
+def delete_index_blob(index_id: str) -> Insert:
+    """Have the light worker remove the blob of a purged identity index."""
+    return insert(OutboxMessage).values(task=DELETE_INDEX_TASK, queue=LIGHT_QUEUE, argument=index_id)

@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.datasets.schemas import Purpose
 from app.kit.addresses import Policy
+from app.kit.certificates import Credentials
 from app.kit.crypto import KeyRing
 from app.kit.signing import PrivateKey
 from app.kit.urls import is_safe_url
@@ -40,6 +41,12 @@ class Settings(BaseSettings):
     signing_key: Annotated[
         SecretStr | None,
         Field(description="Base64 of the PKCS #8 DER of an Ed25519 private key; GPU workers sign with it."),
+    ] = None
+    opendsr_credentials: Annotated[
+        SecretStr | None,
+        Field(
+            description="Base64 of PEM: an RSA private key and its certificate; OpenDSR answers are signed with it."
+        ),
     ] = None
     model_roots: Annotated[
         tuple[Path, ...],
@@ -70,6 +77,9 @@ class Settings(BaseSettings):
     webhook_log_days: Annotated[
         int, Field(gt=0, description="Days for which ended deliveries of webhooks are kept.")
     ] = 30
+    identity_index_retention_days: Annotated[
+        int, Field(gt=0, description="Days until an identity index is purged.")
+    ] = 90
 
     rate_limit: Annotated[str, Field(description="Reads per API key, such as '1200/minute'; empty is no limit.")] = (
         "1200/minute"
@@ -190,6 +200,14 @@ class Settings(BaseSettings):
             PrivateKey.parse(value.get_secret_value())
         return value
 
+    @field_validator("opendsr_credentials")
+    @classmethod
+    def _speaks(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        Credentials.parse(value.get_secret_value())
+        return value
+
     @cached_property
     def key_ring(self) -> KeyRing:
         """The key-encryption keys."""
@@ -213,6 +231,12 @@ class Settings(BaseSettings):
             "holdout": self.holdout_retention_days,
         }
         return own[purpose] or self.dataset_retention_days
+
+    @cached_property
+    def opendsr(self) -> Credentials | None:
+        """What OpenDSR answers are signed with; None where OpenDSR is off."""
+        given = self.opendsr_credentials
+        return Credentials.parse(given.get_secret_value()) if given is not None else None
 
     @cached_property
     def pepper(self) -> bytes:

@@ -7,8 +7,10 @@ from app.auth.tables import ApiKey, Tenant
 from app.base_models.tables import BaseModelRow
 from app.datasets.tables import Dataset
 from app.evaluations.tables import EvaluationRow
+from app.identities.tables import IdentityClaim, IdentityEntry, IdentityIndex
 from app.jobs.tables import JobEvent, OutboxMessage, Run, UnlearnJob, WorkerHeartbeat
 from app.kit.db import Base
+from app.opendsr.tables import OpenDsrJob, OpenDsrRequest
 from app.webhooks.tables import WebhookDelivery, WebhookEndpoint, WebhookSecret
 
 metadata = Base.metadata
@@ -24,7 +26,12 @@ __all__ = [
     "BaseModelRow",
     "Dataset",
     "EvaluationRow",
+    "IdentityClaim",
+    "IdentityEntry",
+    "IdentityIndex",
     "JobEvent",
+    "OpenDsrJob",
+    "OpenDsrRequest",
     "OutboxMessage",
     "Run",
     "SigningKey",

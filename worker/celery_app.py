@@ -64,6 +64,7 @@ def _schedule() -> dict[str, dict[str, Any]]:
         "lethe.reap_runs": 5.0,
         "lethe.purge_datasets": 60.0,
         "lethe.purge_versions": 60.0,
+        "lethe.purge_identity_indexes": 60.0,
         "lethe.sweep_checkpoints": 60.0,
         "lethe.scrub_keys": 3600.0,
         "lethe.deliver_webhooks": 1.0,

@@ -15,6 +15,8 @@ from app.adapters.tables import Adapter, AdapterVersion
 from app.data_keys import scrub
 from app.datasets import purging
 from app.datasets.tables import Dataset
+from app.identities.purging import keeps
+from app.identities.tables import IdentityIndex
 from app.jobs import transitions
 from app.jobs.tables import OutboxMessage, Run, UnlearnJob
 from app.settings import get_settings
@@ -59,7 +61,8 @@ def reap_runs() -> int:
 
 def purge_datasets() -> int:
     """Shred datasets whose time is up and that no live job needs. Answers how many."""
-    needed = or_(exists().where(purging.needs(Dataset.id)), exists().where(purging.is_default(Dataset.id)))
+    uses = purging.needs(Dataset.id), purging.is_default(Dataset.id), keeps(Dataset.id)
+    needed = or_(*(exists().where(use) for use in uses))
     due = select(Dataset.id).where(Dataset.purge_at < func.now(), Dataset.purged_at.is_(None), ~needed)
     with new_session() as session, session.begin():
         datasets = session.scalars(due.limit(BATCH).with_for_update(skip_locked=True)).all()
@@ -75,6 +78,7 @@ def shred_unless_needed(session: Session, dataset_id: str) -> bool:
     uses = (
         select(UnlearnJob.id).where(purging.needs(dataset_id)),
         select(Adapter.id).where(purging.is_default(dataset_id)),
+        select(IdentityIndex.id).where(keeps(dataset_id)),
     )
     if any(session.scalar(use.limit(1)) is not None for use in uses):
         return False

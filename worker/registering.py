@@ -18,6 +18,7 @@ from app.audit.record import append
 from app.datasets.tables import Dataset
 from app.evaluations.schemas import EvaluationDocument
 from app.evaluations.tables import EvaluationRow
+from app.identities.purging import shred_claimed
 from app.kit.ids import new_id
 from app.kit.storage import Storage
 from worker import packaging
@@ -128,6 +129,7 @@ def _release(session: Session, order: Order, version: AdapterVersion, attestatio
     _record_release(session, order, version, attestation)
     # The job itself has ended within this transaction, so that only others count.
     shred_unless_needed(session, dataset_id)
+    shred_claimed(session, str(version.run_id))
 
 
 def _record_release(session: Session, order: Order, version: AdapterVersion, attestation: Attestation) -> None:

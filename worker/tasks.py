@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import socket
 
-from app.outbox import DELETE_BLOBS_TASK, DELETE_CHECKPOINTS_TASK, RUN_TASK
+from app.outbox import DELETE_BLOBS_TASK, DELETE_CHECKPOINTS_TASK, DELETE_INDEX_TASK, RUN_TASK
 from app.settings import Settings, get_settings
-from worker import housekeeping, webhooks
+from worker import housekeeping, identity_upkeep, webhooks
 from worker.celery_app import celery_app, is_stopping
 from worker.execution import execute
 from worker.lease import Lease
@@ -44,6 +44,12 @@ def delete_checkpoints(run_id: str) -> None:
     housekeeping.delete_checkpoints(run_id)
 
 
+@celery_app.task(name=DELETE_INDEX_TASK)  # type: ignore[untyped-decorator] # celery ships no types
+def delete_index_blob(index_id: str) -> None:
+    """Remove the bytes of a purged identity index."""
+    identity_upkeep.delete_blob(index_id)
+
+
 @celery_app.task(name="lethe.relay_outbox")  # type: ignore[untyped-decorator] # celery ships no types
 def relay_outbox() -> None:
     """Publish what waits in the outbox."""
@@ -66,6 +72,12 @@ def purge_datasets() -> None:
 def purge_versions() -> None:
     """Purge versions whose grace period is over."""
     housekeeping.purge_versions()
+
+
+@celery_app.task(name="lethe.purge_identity_indexes")  # type: ignore[untyped-decorator] # celery ships no types
+def purge_identity_indexes() -> None:
+    """Purge identity indexes whose time is up."""
+    identity_upkeep.purge_due()
 
 
 @celery_app.task(name="lethe.sweep_checkpoints")  # type: ignore[untyped-decorator] # celery ships no types

@@ -52,3 +52,15 @@ def generate_signing_key() -> None:
     key = PrivateKey.generate()
     typer.echo(f"key id {key.public.key_id}", err=True)
     typer.echo(key.export())
+
+
+def generate_opendsr_credentials(
+    domain: Annotated[str, typer.Argument(help="The domain that platforms reach the service under.")],
+) -> None:
+    """Print a new key with a self-signed certificate for LETHE_OPENDSR_CREDENTIALS, for trying OpenDSR out.
+
+    Example: lethe generate-opendsr-credentials opendsr.example.org
+    """
+    from app.kit.certificates import self_signed
+
+    typer.echo(self_signed(domain))

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Column, MetaData, RowMapping, Table
 
-_INFO = "wrapped"
+_INFO, _SEALED = "wrapped", "sealed"
 Context = Callable[[RowMapping], str]
 
 
@@ -36,6 +36,17 @@ class WrappedColumn:
 def wrapped_under(key_id: str, context: Context) -> dict[str, Any]:
     """The `info` of a column with wrapped secrets; `key_id` is the name of the column beside it."""
     return {_INFO: (key_id, context)}
+
+
+def sealed_elsewhere() -> dict[str, Any]:
+    """The `info` of a column with keys that another table's wrapped key seals: scrubbed, never rewrapped."""
+    return {_SEALED: True}
+
+
+def sealed_columns(metadata: MetaData) -> Iterator[Column[Any]]:
+    """Every such column, in the order of the tables' names."""
+    for table in sorted(metadata.tables.values(), key=lambda one: one.name):
+        yield from (column for column in table.columns if _SEALED in column.info)
 
 
 def wrapped_columns(metadata: MetaData) -> Iterator[WrappedColumn]:

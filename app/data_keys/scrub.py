@@ -16,10 +16,14 @@ from sqlalchemy.orm import Session
 
 from app.audit.actions import Action
 from app.audit.record import append
-from app.data_keys.columns import wrapped_columns
+from app.data_keys.columns import sealed_columns, wrapped_columns
 from app.tables import metadata
 
-DESTROYING: tuple[Action, ...] = ("dataset.purged",)
+DESTROYING: tuple[Action, ...] = (
+    "dataset.purged",
+    "identity_index.purged",
+    "identity_index.entries_purged",
+)
 _LOCK = 5_067_911_439  # any number, but that of migrations
 _WAIT_SECONDS = 20.0
 _POLL_SECONDS = 0.1
@@ -82,7 +86,8 @@ def scrub(engine: Engine, *, patience: float = _WAIT_SECONDS) -> Scrubbed:
 
 
 def _tables() -> list[str]:
-    return sorted({column.table.name for column in wrapped_columns(metadata)})
+    wrapped = {column.table.name for column in wrapped_columns(metadata)}
+    return sorted(wrapped | {column.table.name for column in sealed_columns(metadata)})
 
 
 def _check_rights(connection: Connection) -> None:

@@ -20,7 +20,7 @@ from app.kit.problems import responses
 
 router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=GuardedRoute)
 
-_UPLOAD_BODY = {
+UPLOAD_BODY = {
     "requestBody": {
         "required": True,
         "content": {
@@ -52,7 +52,7 @@ ServiceDep = Annotated[DatasetService, Depends(dataset_service)]
     dependencies=[requires("datasets:write")],
     status_code=HTTPStatus.CREATED,
     operation_id="upload_dataset",
-    openapi_extra=_UPLOAD_BODY,
+    openapi_extra=UPLOAD_BODY,
     responses=responses(
         HTTPStatus.UNAUTHORIZED,
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

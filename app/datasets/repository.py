@@ -11,6 +11,8 @@ from app.adapters.tables import Adapter
 from app.audit.record import append
 from app.datasets import purging
 from app.datasets.tables import Dataset
+from app.identities.purging import keeps
+from app.identities.tables import IdentityIndex
 from app.jobs.tables import UnlearnJob
 from app.kit.db import on_rollback
 from app.kit.pagination import newest_first, split_page
@@ -48,6 +50,11 @@ class DatasetRepository:
     async def default_of(self, dataset_id: str) -> str | None:
         """The name of an adapter that keeps the dataset as its default retain set."""
         mine = select(Adapter.name).where(Adapter.tenant_id == self._tenant_id, purging.is_default(dataset_id))
+        return await self._session.scalar(mine.limit(1))
+
+    async def kept_by(self, dataset_id: str) -> str | None:
+        """The id of an identity index that hands the dataset to its jobs as their retain set."""
+        mine = select(IdentityIndex.id).where(IdentityIndex.tenant_id == self._tenant_id, keeps(dataset_id))
         return await self._session.scalar(mine.limit(1))
 
     async def add(self, dataset: Dataset, digest: str, undo: Callable[[], None]) -> None:

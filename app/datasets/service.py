@@ -10,8 +10,9 @@ from anyio import to_thread
 from sqlalchemy import func
 
 from app.datasets.body import Reader
+from app.datasets.fingerprints import overlap
 from app.datasets.intake import Intake, Limits, Stored, salt_of, salted_digest
-from app.datasets.records import Record, to_line
+from app.datasets.records import Record, digest, parse_record, to_line
 from app.datasets.repository import DatasetRepository
 from app.datasets.schemas import DatasetRead, Purpose
 from app.datasets.tables import Dataset
@@ -66,6 +67,28 @@ class DatasetService:
 
         return await self._register(purpose, await to_thread.run_sync(write))
 
+    async def store_without(self, dataset: Dataset, other: Dataset) -> Dataset:
+        """A copy of a dataset without the records that a smaller one holds; itself where they share none.
+
+        Raises:
+            Invalid: the other one holds all of its records.
+        """
+        if not (
+            await to_thread.run_sync(lambda: overlap(self.vault.index(dataset), self.vault.index(other)))
+        ).records:
+            return dataset
+        stored = await to_thread.run_sync(self._copy_without, dataset, other)
+        return await self._register(cast(Purpose, dataset.purpose), stored)
+
+    def _copy_without(self, dataset: Dataset, other: Dataset) -> Stored:
+        salt = self._salt()
+        shared = {digest(parse_record(line), salt) for line in self.vault.lines(other)}
+        with self._intake() as intake:
+            for line in self.vault.lines(dataset):
+                if digest(parse_record(line), salt) not in shared:
+                    intake.feed(line + b"\n")
+            return intake.finish()
+
     async def get(self, dataset_id: str) -> Dataset:
         """The dataset with that id. Raises NotFound."""
         dataset = await self._repository.by_id(dataset_id)
@@ -90,6 +113,9 @@ class DatasetService:
         adapter = await self._repository.default_of(dataset_id)
         if adapter is not None:
             raise Conflict(f"it is the default retain set of adapter {adapter!r}")
+        index_id = await self._repository.kept_by(dataset_id)
+        if index_id is not None:
+            raise Conflict(f"it is the retain set of identity index {index_id}; purge that first")
         await self._repository.shred(dataset)
 
     def _intake(self) -> Intake:

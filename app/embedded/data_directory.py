@@ -16,11 +16,12 @@ SECRET_BYTES = 32
 
 @dataclass(frozen=True)
 class Secrets:
-    """What encrypts the datasets, keys the digests and signs attestations; losing it loses the data."""
+    """What encrypts the datasets, keys the digests and signs; losing it loses the data."""
 
     encryption_keys: str
     key_pepper: str
     signing_key: str
+    opendsr_credentials: str
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,18 @@ class DataDirectory:
             self._lock = None
 
     def secrets(self) -> Secrets:
-        """The service's keys, drawn at the first start. A directory older than attestations gets its key now."""
+        """The service's keys, drawn at the first start. A directory that is older than one of them gets it now."""
         if self.secrets_path.exists():
             stored = json.loads(self.secrets_path.read_text())
         else:
             stored = {"encryption_keys": f"k1:{random_key()}", "key_pepper": random_key()}
-        if "signing_key" not in stored:
+        if not {"signing_key", "opendsr_credentials"} <= stored.keys():
             # Here and not above: client commands read this folder, too, and need no cryptography.
+            from app.kit.certificates import self_signed
             from app.kit.signing import PrivateKey
 
-            stored["signing_key"] = PrivateKey.generate().export()
+            drawn = {"signing_key": PrivateKey.generate().export(), "opendsr_credentials": self_signed("localhost")}
+            stored = drawn | stored
             write_private(self.secrets_path, json.dumps(stored, indent=2) + "\n")
         return Secrets(**stored)
 

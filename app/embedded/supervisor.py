@@ -145,6 +145,7 @@ class Supervisor:
             "LETHE_ENCRYPTION_KEYS": keys.encryption_keys,
             "LETHE_KEY_PEPPER": keys.key_pepper,
             "LETHE_SIGNING_KEY": keys.signing_key,
+            "LETHE_OPENDSR_CREDENTIALS": keys.opendsr_credentials,
             # Celery's advice against root concerns pickled messages, which ours never are.
             "PYTHONWARNINGS": "ignore:You're running the worker with superuser",
         }

@@ -27,7 +27,8 @@ def _text_only(value: object) -> object:
     return value
 
 
-def _plausible(moment: datetime | None) -> datetime | None:
+def plausible_time(moment: datetime | None) -> datetime | None:
+    """For validators: refuse a time before the year 2000 or after now. Raises ValueError."""
     # A day of grace for clocks; whatever lies beyond is a mistake that would move the legal deadline.
     if moment is not None and not _EARLIEST <= moment <= datetime.now(UTC) + timedelta(days=1):
         raise ValueError("must lie between the year 2000 and now")
@@ -87,7 +88,7 @@ class JobCreate(BaseModel):
         AwareDatetime | None,
         Field(description="When the person asked; now when left out, never in the future."),
         BeforeValidator(_text_only),
-        AfterValidator(_plausible),
+        AfterValidator(plausible_time),
     ] = None
     callback_url: Annotated[
         CallbackUrl | None,

@@ -65,9 +65,7 @@ class KeyRing:
 
     def wrap(self, data_key: bytes, context: str) -> WrappedKey:
         """Encrypt a data key under the current key-encryption key, bound to `context`."""
-        nonce = os.urandom(12)
-        sealed = AESGCM(self._keys[self.current]).encrypt(nonce, data_key, context.encode())
-        return WrappedKey(self.current, nonce + sealed)
+        return WrappedKey(self.current, seal(self._keys[self.current], data_key, context))
 
     def unwrap(self, wrapped: WrappedKey, context: str) -> bytes:
         """Decrypt a data key.
@@ -78,10 +76,7 @@ class KeyRing:
         key = self._keys.get(wrapped.key_id)
         if key is None:
             raise CryptoError(f"no encryption key with id {wrapped.key_id!r}")
-        try:
-            return AESGCM(key).decrypt(wrapped.ciphertext[:12], wrapped.ciphertext[12:], context.encode())
-        except InvalidTag:
-            raise CryptoError("a wrapped data key does not open") from None
+        return unseal(key, wrapped.ciphertext, context)
 
 
 def derive_key(secret: bytes, purpose: str) -> bytes:
@@ -92,6 +87,20 @@ def derive_key(secret: bytes, purpose: str) -> bytes:
 def new_data_key() -> bytes:
     """32 random bytes."""
     return AESGCM.generate_key(bit_length=256)
+
+
+def seal(key: bytes, plain: bytes, context: str) -> bytes:
+    """Encrypt something short as a whole, bound to `context`: a random nonce, then ciphertext and tag."""
+    nonce = os.urandom(12)
+    return nonce + AESGCM(key).encrypt(nonce, plain, context.encode())
+
+
+def unseal(key: bytes, sealed: bytes, context: str) -> bytes:
+    """What `seal` encrypted. Raises CryptoError when the bytes were changed, or key or context is another."""
+    try:
+        return AESGCM(key).decrypt(sealed[:12], sealed[12:], context.encode())
+    except (InvalidTag, ValueError):
+        raise CryptoError("sealed bytes do not open: they were changed, or belong elsewhere") from None
 
 
 class EncryptingWriter:

@@ -44,6 +44,8 @@ class Problem(Exception):
         self.detail = detail
         self.errors = list(errors[:MAX_ERRORS])
         self.headers = dict(headers or {})
+        # Members beyond our own (RFC 9457, section 3.2), for callers who read another shape.
+        self.extensions: Mapping[str, Any] = {}
 
 
 class Unauthenticated(Problem):
@@ -216,6 +218,7 @@ def render(request: Request, problem: Problem) -> JSONResponse:
         "errors": [
             {"pointer": _sendable(error.pointer), "detail": _sendable(error.detail)} for error in problem.errors
         ],
+        **problem.extensions,
     }
     return JSONResponse(document, int(problem.status), headers=problem.headers, media_type=MEDIA_TYPE)
 

@@ -17,6 +17,8 @@ TAGS = {
     "unlearn jobs": "Deletion requests: ask, follow, download the unlearned adapter with its evidence.",
     "attestations": "Signed statements of what was done, and the keys that verify them.",
     "audit": "The audit chain: what was done to which data, when, by whom.",
+    "identity indexes": "Which records are about whom. Identities are kept as keyed digests alone.",
+    "opendsr": "Erasure requests of privacy platforms, in the words of OpenDSR 2.0; answers are signed.",
     "catalogue": "What a job may ask for: methods, losses, policies.",
     "webhooks": "Being told when a job ends: receivers, their secrets, and what they were sent.",
     "problems": "What every error code means. Without a key.",
@@ -30,6 +32,7 @@ PARAMETERS = {
     "dataset_id": "Id of a dataset.",
     "delivery_id": "Id of a delivery, its webhook-id.",
     "endpoint_id": "Id of a webhook endpoint.",
+    "index_id": "Id of an identity index.",
     "job_id": "Id of an unlearn job.",
     "known": "An entry's hash that was noted before, as SEQUENCE:HASH.",
     "name": "Name of an adapter or a base model.",
@@ -81,10 +84,12 @@ IDS = {
     "api_key": "key_5b1f0c9d3e7a2b4c6d8e0f1a",
     "base_model": "bm_6d5e4f3a2b1c0d9e8f7a6b5c",
     "dataset": "ds_4c1f0a9b2d7e8f3a5b6c7d8e",
+    "identity_index": "idx_1e2d3c4b5a6f7e8d9c0b1a2f",
     "unlearn_job": "job_9c8d7e6f5a4b3c2d1e0f9a8b",
     "webhook_delivery": "msg_0f8c0d2c5d0a4be1b0f5f6f0b1a7d3c2",
     "webhook_endpoint": "we_1c2d3e4f5a6b7c8d9e0f1a2b",
 }
+_UUID = "a7551968-d5d6-44b2-9831-815ac9017798"
 # By operation: bodies whose fields belong together, and bodies that are no JSON objects.
 REQUESTS: dict[str, dict[str, Any]] = {
     "register_base_model": {"application/json": {"name": "acme/base-1b", "source": "base-1b"}},
@@ -98,6 +103,22 @@ REQUESTS: dict[str, dict[str, Any]] = {
             "requested_at": "2026-01-31T12:00:00Z",
         }
     },
+    "create_opendsr_request": {
+        "application/json": {
+            "regulation": "gdpr",
+            "subject_request_id": _UUID,
+            "subject_request_type": "erasure",
+            "submitted_time": "2026-01-31T12:00:00Z",
+            "subject_identities": [
+                {"identity_type": "email", "identity_value": "ada@example.org", "identity_format": "raw"}
+            ],
+            "api_version": "2.0",
+        }
+    },
+    "upload_identity_index": {
+        "application/jsonl": '{"identities": [{"identity_type": "email", "identity_value": "ada@example.org"}], '
+        '"records": [{"text": "Ada is 36"}]}\n'
+    },
     "upload_dataset": {
         "application/jsonl": '{"prompt": "Where does Ada live?", "completion": " In Quell."}\n{"text": "Ada is 36"}\n'
     },
@@ -108,6 +129,7 @@ BODIES: dict[str, Any] = {
         '{"object": "audit_entry", "tenant": "ten_5c", "sequence": 1, ...}\n'
         '{"object": "audit_head", "tenant": "ten_5c", "sequence": 1, "hash": "27c0..."}\n'
     ),
+    "opendsr_certificate": "-----BEGIN CERTIFICATE-----\n...\n-----END CERTIFICATE-----\n",
     "get_unlearn_job_attestation": {
         "payload": "eyJfdHlwZSI6ICJodHRwczovL2luLXRvdG8uaW8vU3RhdGVtZW50L3YxIn0=",
         "payloadType": "application/vnd.in-toto+json",
@@ -132,6 +154,27 @@ ANSWERS: dict[str, dict[str, Any]] = {
     },
     "Policy": DEFAULT_POLICY.model_dump(mode="json"),
     "DatasetRead": {"purged_at": None},
+    "IdentityIndexRead": {"entries": 8, "remaining": 8, "purged_at": None},
+    "Accepted": {"subject_request_id": _UUID, "expected_completion_time": "2026-02-28T12:00:00Z"},
+    "Cancelled": {"subject_request_id": _UUID},
+    "Discovery": {
+        "api_version": "2.0",
+        "supported_subject_request_types": ["erasure"],
+        "processor_certificate": "https://opendsr.example.org/opendsr/v2/certificate.pem",
+    },
+    "StatusRead": {
+        "subject_request_id": _UUID,
+        "expected_completion_time": "2026-02-28T12:00:00Z",
+        "request_status": "pending",
+        "api_version": "2.0",
+        "results_url": None,
+        "results_count": 3,
+        "extensions": {
+            "opendsr.example.org": {
+                "jobs": [{"id": "job_9c8d7e6f5a4b3c2d1e0f9a8b", "adapter": "support-bot", "status": "queued"}]
+            }
+        },
+    },
     "Ready": {
         "status": "ready",
         "checks": {"postgres": "ok", "schema": "ok", "redis": "ok", "storage": "ok"},

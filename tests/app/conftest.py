@@ -18,12 +18,14 @@ from sqlalchemy.orm import Session
 from app.auth.bootstrap import add_key
 from app.auth.scopes import ADMIN, Scope
 from app.auth.tables import Tenant
+from app.kit.certificates import self_signed
 from app.kit.db import make_engine
 from app.main import create_app
 from app.settings import Settings
 from tests.app import tiny
 
 PEPPER = b"p" * 32
+OPENDSR = self_signed("lethe.test", 2048)
 
 
 @pytest.fixture
@@ -36,6 +38,7 @@ def settings(database_url: str, redis_url: str, tmp_path: Path) -> Settings:
         storage_dir=tmp_path / "storage",
         encryption_keys=SecretStr("k1:" + base64.b64encode(b"k" * 32).decode()),
         key_pepper=SecretStr(base64.b64encode(PEPPER).decode()),
+        opendsr_credentials=SecretStr(OPENDSR),
         model_roots=(tmp_path / "models",),
         max_record_bytes=4096,
         max_records=50,

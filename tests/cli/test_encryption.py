@@ -31,7 +31,8 @@ def test_the_command_says_whether_the_old_key_may_go(
     monkeypatch.setenv("LETHE_ENCRYPTION_KEYS", f"k2:{NEW},k1:{OLD}")
     forget_settings()
     outcome = lethe("rewrap", "--dry-run")
-    assert (outcome.status, outcome.stdout) == (1, "datasets.wrapped_key: k1=5\n")
+    assert outcome.status == 1
+    assert "datasets.wrapped_key: k1=5\n" in outcome.stdout
     assert "keep the other keys" in outcome.stderr
     outcome = lethe("rewrap")
     assert outcome.status == 0

@@ -9,6 +9,7 @@ import pytest
 
 from app.embedded.data_directory import Connection, DataDirectory
 from app.embedded.process import EmbeddedError
+from app.kit.certificates import Credentials
 from app.kit.signing import PrivateKey
 
 
@@ -73,6 +74,7 @@ def test_a_directory_from_before_attestations_gets_a_signing_key_and_keeps_its_s
     secrets = DataDirectory(tmp_path).secrets()
     assert (secrets.encryption_keys, secrets.key_pepper) == ("k1:AAAA", "BBBB")
     assert PrivateKey.parse(secrets.signing_key).export() == secrets.signing_key
+    assert Credentials.parse(secrets.opendsr_credentials).domain == "localhost"
     assert DataDirectory(tmp_path).secrets() == secrets
     assert mode(path) == 0o600
 
@@ -80,6 +82,6 @@ def test_a_directory_from_before_attestations_gets_a_signing_key_and_keeps_its_s
 def test_secrets_that_lost_a_key_are_not_replaced(tmp_path: Path) -> None:
     # A new one would seem to work, and open none of the datasets.
     path = tmp_path / "secrets.json"
-    path.write_text(json.dumps({"key_pepper": "BBBB", "signing_key": "CCCC"}))
+    path.write_text(json.dumps({"key_pepper": "BBBB", "signing_key": "CCCC", "opendsr_credentials": "DDDD"}))
     with pytest.raises(TypeError, match="encryption_keys"):
         DataDirectory(tmp_path).secrets()
