@@ -186,6 +186,10 @@ class LetheClient:
         """Posts an unlearn job."""
         return Job.model_validate(self._json("POST", "/unlearn-jobs", json=body))
 
+    def plan(self, body: dict[str, Any]) -> dict[str, Any]:
+        """What an unlearn job would come to; the service creates nothing."""
+        return self._json("POST", "/unlearn-jobs", params={"dry_run": "true"}, json=body)
+
     def job(self, job_id: str) -> Job:
         """The job as it stands."""
         return Job.model_validate(self._json("GET", f"/unlearn-jobs/{job_id}"))

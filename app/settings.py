@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     max_json_bytes: Annotated[int, Field(gt=0, description="Largest JSON body.")] = 32 * 1024**2
     max_record_bytes: Annotated[int, Field(gt=0, description="Largest single line of a dataset.")] = 1024**2
     max_records: Annotated[int, Field(gt=0, description="Most records in one dataset.")] = 10_000_000
+    max_forget_tokens: Annotated[
+        int, Field(gt=0, description="Most tokens in a job's forget set, by its base model's tokenizer.")
+    ] = 10_000_000
     max_decompression_ratio: Annotated[
         int, Field(gt=0, description="Most bytes that one byte of a compressed upload may unpack to.")
     ] = 200

@@ -53,6 +53,13 @@ class AdapterRepository:
         rows = await self._session.execute(self._bases.where(BaseModelRow.id.in_(ids)))
         return {row.id: row.name for row in rows}
 
+    async def base_of(self, adapter: Adapter) -> BaseModelRow:
+        """The base model of an adapter."""
+        statement = select(BaseModelRow).where(
+            BaseModelRow.tenant_id == self._tenant_id, BaseModelRow.id == adapter.base_model_id
+        )
+        return (await self._session.scalars(statement)).one()
+
     async def version(self, adapter_id: str, number: int) -> AdapterVersion | None:
         """A version by number."""
         return await self._session.scalar(

@@ -13,6 +13,8 @@ from app.commands.progress import describe, follow
 from app.commands.transfer import shown
 from app.fetching import fetch
 
+MAX_INLINE_RECORDS = 1000
+
 
 def submit(
     adapter: Annotated[str, typer.Option(help="Adapter to unlearn from.")],
@@ -28,11 +30,14 @@ def submit(
     method: Annotated[str | None, typer.Option(help="Method settings as JSON; the defaults fit.")] = None,
     subject_request_id: Annotated[str | None, typer.Option(help="The controller's id of the request.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job; exit 1 unless it succeeds.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what the job would come to, as JSON, and create nothing.")
+    ] = False,
     url: UrlOption = None,
     api_key: KeyOption = None,
     data_dir: DataDirOption = DEFAULT_DATA_DIR,
 ) -> None:
-    """Upload the records, start an unlearn job and print its id.
+    """Upload the records, start an unlearn job and print its id, or say what it would come to.
 
     Example: lethe submit --adapter support-bot --forget forget.jsonl --retain retain.jsonl --wait
     """
@@ -42,8 +47,12 @@ def submit(
         body["policy"] = parse_object(policy, "--policy") if policy.lstrip().startswith("{") else policy
     if method is not None:
         body["method"] = parse_object(method, "--method")
+    files = {"forget": forget, "retain": retain, "holdout": holdout}
     with connect(url, api_key, data_dir) as client:
-        body |= upload_sets(client, {"forget": forget, "retain": retain, "holdout": holdout})
+        if dry_run:
+            show_plan(client.plan(body | inline_sets(files)))
+            return
+        body |= upload_sets(client, files)
         job = client.submit(body)
         typer.echo(job.id)
         if wait:
@@ -55,6 +64,30 @@ def upload_sets(client: LetheClient, files: dict[str, Path | None]) -> dict[str,
     return {
         f"{purpose}_set": client.upload_dataset(path, purpose) for purpose, path in files.items() if path is not None
     }
+
+
+def inline_sets(files: dict[str, Path | None]) -> dict[str, Any]:
+    """The same fields with the records in them, for a request that stores none."""
+    fields: dict[str, Any] = {}
+    for purpose, path in files.items():
+        if path is None:
+            continue
+        try:
+            records = [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
+        except ValueError as error:
+            raise typer.BadParameter("not JSON Lines", param_hint=f"--{purpose}") from error
+        if len(records) > MAX_INLINE_RECORDS:
+            why = f"a dry run takes at most {MAX_INLINE_RECORDS} records of a file, since it uploads none"
+            raise typer.BadParameter(why, param_hint=f"--{purpose}")
+        fields[f"{purpose}_set"] = {"records": records}
+    return fields
+
+
+def show_plan(plan: dict[str, Any]) -> None:
+    """The plan on standard output, for programs; its warnings on standard error, for people."""
+    typer.echo(json.dumps(plan, indent=2))
+    for warning in plan.get("warnings", []):
+        typer.echo(f"note: {warning['message']}", err=True)
 
 
 def parse_object(text: str, option: str) -> dict[str, Any]:

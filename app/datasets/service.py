@@ -17,6 +17,7 @@ from app.datasets.repository import DatasetRepository
 from app.datasets.schemas import DatasetRead, Purpose
 from app.datasets.tables import Dataset
 from app.datasets.vault import Vault
+from app.kit.memory_storage import MemoryStorage
 from app.kit.problems import Conflict, NotFound, invalid_field
 from app.kit.storage import Storage
 from app.settings import Settings
@@ -57,15 +58,13 @@ class DatasetService:
 
     async def store_records(self, purpose: Purpose, records: Sequence[Record]) -> Dataset:
         """Store records that came inside a request."""
-        intake = self._intake()
+        return await self._register(purpose, await self._take_in(records, self._intake()))
 
-        def write() -> Stored:
-            with intake:
-                for record in records:
-                    intake.feed(to_line(record))
-                return intake.finish()
-
-        return await self._register(purpose, await to_thread.run_sync(write))
+    async def hold_records(self, purpose: Purpose, records: Sequence[Record]) -> tuple[Dataset, Vault]:
+        """The same, in memory alone: a dataset that nobody else will ever see, and the vault that opens it."""
+        storage = MemoryStorage()
+        stored = await self._take_in(records, self._intake(storage))
+        return self._dataset(purpose, stored), Vault(storage, self._settings.key_ring)
 
     async def store_without(self, dataset: Dataset, other: Dataset) -> Dataset:
         """A copy of a dataset without the records that a smaller one holds; itself where they share none.
@@ -118,9 +117,18 @@ class DatasetService:
             raise Conflict(f"it is the retain set of identity index {index_id}; purge that first")
         await self._repository.shred(dataset)
 
-    def _intake(self) -> Intake:
+    async def _take_in(self, records: Sequence[Record], intake: Intake) -> Stored:
+        def write() -> Stored:
+            with intake:
+                for record in records:
+                    intake.feed(to_line(record))
+                return intake.finish()
+
+        return await to_thread.run_sync(write)
+
+    def _intake(self, storage: Storage | None = None) -> Intake:
         limits = Limits(self._settings.max_record_bytes, self._settings.max_records)
-        return Intake(self._storage, self._settings.key_ring, self._tenant_id, self._salt(), limits)
+        return Intake(storage or self._storage, self._settings.key_ring, self._tenant_id, self._salt(), limits)
 
     def _salt(self) -> bytes:
         return salt_of(self._tenant_id, self._settings.pepper)
@@ -133,7 +141,13 @@ class DatasetService:
             raise invalid_field("/query/purge_at", f"must lie within the next {days} days")
 
     async def _register(self, purpose: Purpose, stored: Stored, purge_at: datetime | None = None) -> Dataset:
-        dataset = Dataset(
+        dataset = self._dataset(purpose, stored, purge_at)
+        digest = salted_digest(stored.sha256, self._salt())
+        await self._repository.add(dataset, digest, undo=lambda: self.vault.delete_blobs(dataset))
+        return dataset
+
+    def _dataset(self, purpose: Purpose, stored: Stored, purge_at: datetime | None = None) -> Dataset:
+        return Dataset(
             id=stored.dataset_id,
             tenant_id=self._tenant_id,
             purpose=purpose,
@@ -147,9 +161,6 @@ class DatasetService:
             wrapped_key=stored.wrapped.ciphertext,
             purge_at=purge_at or func.now() + timedelta(days=self._settings.retention_days(purpose)),
         )
-        digest = salted_digest(stored.sha256, self._salt())
-        await self._repository.add(dataset, digest, undo=lambda: self.vault.delete_blobs(dataset))
-        return dataset
 
 
 def present(dataset: Dataset) -> DatasetRead:

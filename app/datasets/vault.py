@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 from app.datasets.fingerprints import IndexBuilder
 from app.datasets.intake import INDEX, context
 from app.datasets.tables import Dataset
-from app.kit.crypto import CryptoError, EncryptingWriter, KeyRing, WrappedKey, decrypt_stream
+from app.kit.crypto import (
+    HEADER,
+    SEALED_CHUNK,
+    CryptoError,
+    EncryptingWriter,
+    KeyRing,
+    WrappedKey,
+    decrypt_chunks,
+    decrypt_stream,
+)
 from app.kit.storage import Storage
 
 _DIGEST_BYTES = 16
@@ -28,12 +38,22 @@ class Vault:
             CryptoError: the dataset was purged, or its blob was changed.
             FileNotFoundError: the blob is gone.
         """
-        rest = b""
-        for chunk in self._chunks(dataset, dataset.blob_key, "records"):
-            *lines, rest = (rest + chunk).split(b"\n")
+        return _lines(self._chunks(dataset, dataset.blob_key, "records"))
+
+    def lines_from(self, dataset: Dataset, place: float) -> Iterator[bytes]:
+        """The lines behind a place between 0, the start, and 1, without reading what is before it. As `lines`."""
+        size = self._storage.size(dataset.blob_key)
+        first = int((size - HEADER) / SEALED_CHUNK * place)
+        start = HEADER + first * SEALED_CHUNK
+        header = self._storage.open_range(dataset.blob_key, 0, HEADER)
+        source = self._storage.open_range(dataset.blob_key, start, size - start)
+        with closing(header), closing(source):
+            bound = context(dataset.tenant_id, dataset.id, "records")
+            chunks = decrypt_chunks(header.read(HEADER), source, self._data_key(dataset), bound, first)
+            lines = _lines(chunks)
+            if first:
+                next(lines, None)  # its beginning lies in the chunk before
             yield from lines
-        if rest:
-            yield rest
 
     def index(self, dataset: Dataset) -> Iterator[bytes]:
         """The sorted index of the records' digests, in pieces (app.datasets.fingerprints). Raises as `lines` does."""
@@ -88,3 +108,12 @@ class Vault:
             raise CryptoError("the dataset was purged")
         wrapped = WrappedKey(dataset.key_id, dataset.wrapped_key)
         return self._ring.unwrap(wrapped, context(dataset.tenant_id, dataset.id, "key"))
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest

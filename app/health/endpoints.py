@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, Literal
 
@@ -15,12 +14,11 @@ from redis.asyncio import Redis
 from sqlalchemy import func, select, text
 
 from app.database import schema_head
-from app.jobs.tables import WorkerHeartbeat
+from app.jobs.tables import HEARTBEAT_AGE, WorkerHeartbeat
 from app.outbox import GPU_QUEUE, LIGHT_QUEUE
 
 router = APIRouter(tags=["health"])
 log = structlog.get_logger(__name__)
-HEARTBEAT_AGE = timedelta(seconds=30)
 
 
 class Live(BaseModel):

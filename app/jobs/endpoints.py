@@ -7,7 +7,7 @@ from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 
 from app.adapters.endpoints import ARCHIVE, archive_response
 from app.adapters.repository import AdapterRepository
@@ -19,11 +19,13 @@ from app.datasets.service import DatasetService
 from app.dependencies import SessionDep, SettingsDep, StorageDep, TenantDep, requires
 from app.evaluations.report import HEADERS, HTML, prefers_html, report
 from app.evaluations.schemas import EvaluationRead
+from app.jobs.plan import JobPlan, JobPlanner
 from app.jobs.present import present, present_event
 from app.jobs.quota import within_quota
 from app.jobs.repository import JobRepository
 from app.jobs.schemas import EventRead, JobCreate, JobRead, Status
 from app.jobs.service import AlreadyAccepted, JobService
+from app.jobs.sets import SetReader
 from app.kit.pagination import Cursor, Limit, Page, encode_cursor
 from app.kit.problems import Conflict, Gone, NotFound, invalid_field, responses
 from app.kit.text import Text
@@ -51,22 +53,50 @@ async def job_service(
 ServiceDep = Annotated[JobService, Depends(job_service)]
 
 
+async def job_planner(
+    session: SessionDep,
+    tenant: TenantDep,
+    settings: SettingsDep,
+    service: ServiceDep,
+    uploads: Annotated[DatasetService, Depends(dataset_service)],
+) -> JobPlanner:
+    """The planner of the caller's tenant."""
+    reader = SetReader(DatasetRepository(session, tenant), uploads, keep=False)
+    return JobPlanner(service, JobRepository(session, tenant), reader, settings)
+
+
+PlannerDep = Annotated[JobPlanner, Depends(job_planner)]
+DryRun = Annotated[bool, Query(description="Check and resolve the request, and create nothing.")]
+
+
+async def room_for_a_job(request: Request, session: SessionDep, tenant: TenantDep, dry_run: DryRun = False) -> None:
+    """A dry run brings nothing into the queue, so that no quota is in its way. Raises QuotaExceeded."""
+    if not dry_run:
+        await within_quota(request, session, tenant)
+
+
 @router.post(
     "",
-    dependencies=[requires("jobs:write"), Depends(within_quota)],
+    dependencies=[requires("jobs:write"), Depends(room_for_a_job)],
     status_code=HTTPStatus.ACCEPTED,
     operation_id="create_unlearn_job",
-    responses=responses(
-        HTTPStatus.UNAUTHORIZED,
-        HTTPStatus.CONFLICT,
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-    ),
+    response_model=JobRead,
+    responses={
+        200: {"model": JobPlan, "description": "With `dry_run=true`: what the request would come to."},
+        **responses(
+            HTTPStatus.UNAUTHORIZED,
+            HTTPStatus.CONFLICT,
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+        ),
+    },
 )
 async def create(
     body: JobCreate,
     response: Response,
     service: ServiceDep,
+    planner: PlannerDep,
+    dry_run: DryRun = False,
     idempotency_key: Annotated[
         Text | None,
         Header(
@@ -75,8 +105,10 @@ async def create(
             description="The same key and body make one job, however often sent.",
         ),
     ] = None,
-) -> JobRead:
+) -> JobRead | Response:
     """Ask for records to be unlearned from an adapter."""
+    if dry_run:
+        return JSONResponse((await planner.plan(body)).model_dump(mode="json"))
     try:
         job_id = await service.create(body, idempotency_key)
     except AlreadyAccepted as before:

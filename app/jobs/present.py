@@ -27,6 +27,7 @@ def present(row: JobRow) -> JobRead:
             "control": control,
             "method": job.method,
             "policy": job.policy,
+            "statistics": job.statistics,
             "seed": job.seed,
             "verdict": job.verdict,
             "progress": _progress(run, position if job.status == "queued" else None),

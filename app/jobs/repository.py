@@ -9,11 +9,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
+from app import outbox
 from app.adapters.tables import Adapter, AdapterVersion
 from app.audit.actions import Action
 from app.audit.record import append
 from app.evaluations.tables import EvaluationRow
-from app.jobs.tables import JobEvent, Run, UnlearnJob
+from app.jobs.estimate import EarlierRun
+from app.jobs.tables import HEARTBEAT_AGE, JobEvent, Run, UnlearnJob, WorkerHeartbeat
 from app.kit.pagination import newest_first, split_page
 
 JobRow = Row[UnlearnJob, Run, str, int | None, str | None]
@@ -95,6 +97,39 @@ class JobRepository:
             .order_by(EvaluationRow.attempt.desc())
             .limit(1)
         )
+
+    async def earlier_runs(self, base_model_id: str) -> list[EarlierRun]:
+        """What the newest evaluated runs on a base model took, twenty at most."""
+        document = EvaluationRow.document
+        statement = (
+            select(document["durations"], document["method"], document["tries"], document["training"]["steps"])
+            .join(Run, Run.id == EvaluationRow.run_id)
+            .join(Adapter, Adapter.id == Run.adapter_id)
+            .where(
+                EvaluationRow.tenant_id == self._tenant_id,
+                Adapter.base_model_id == base_model_id,
+                document.has_key("durations"),
+            )
+            .order_by(EvaluationRow.created_at.desc())
+            .limit(20)
+        )
+        rows = (await self._session.execute(statement)).all()
+        return [
+            EarlierRun.of(durations, method, sum(each["steps"] for each in tries or ()) or steps or 0)
+            for durations, method, tries, steps in rows
+        ]
+
+    async def live_gpu_workers(self) -> int:
+        """Workers of the GPU queue that were alive a moment ago."""
+        recent = WorkerHeartbeat.seen_at > func.now() - HEARTBEAT_AGE
+        statement = select(func.count()).where(WorkerHeartbeat.queue == outbox.GPU_QUEUE, recent)
+        return (await self._session.scalars(statement)).one()
+
+    async def active_runs(self, adapter_id: str) -> int:
+        """Runs of an adapter that are queued or running."""
+        active = Run.status.in_(("queued", "running"))
+        statement = select(func.count()).where(Run.tenant_id == self._tenant_id, Run.adapter_id == adapter_id, active)
+        return (await self._session.scalars(statement)).one()
 
     async def add(self, run: Run, job: UnlearnJob) -> None:
         """Store a new job with its run. Raises IntegrityError when its idempotency key is taken."""

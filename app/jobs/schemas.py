@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.adapters.schemas import AdapterName
+from app.datasets.statistics import SetStatistics
 from app.kit.text import Text
 from app.methods import BlurRequest, MethodRequest, Policy, StoredMethod
 from app.webhooks.schemas import CallbackUrl
@@ -58,7 +59,7 @@ class JobCreate(BaseModel):
     retain_set: Annotated[
         RecordSet | None, Field(description="Needed unless the adapter has a default retain set.")
     ] = None
-    holdout_set: Annotated[_DatasetId | None, Field(description="Look-alike records that were never trained on.")] = (
+    holdout_set: Annotated[RecordSet | None, Field(description="Look-alike records that were never trained on.")] = (
         None
     )
     control: Annotated[
@@ -99,6 +100,18 @@ class JobCreate(BaseModel):
     metadata: Annotated[dict[_MetadataKey, _MetadataValue], Field(max_length=16)] = {}
 
 
+class JobStatistics(BaseModel):
+    """What the sets of a job hold. A record that is longer than a training sequence is cut, never left out.
+
+    It becomes several sequences that overlap by one token: every token of its answer is trained on once, and a later
+    sequence sees nothing of the earlier ones but that one token.
+    """
+
+    forget: SetStatistics
+    retain: SetStatistics
+    holdout: SetStatistics | None
+
+
 class Progress(BaseModel):
     """How far a run is."""
 
@@ -135,6 +148,7 @@ class JobRead(BaseModel):
     control: Annotated[str | None, Field(description="name@version")] = None
     method: StoredMethod
     policy: Policy
+    statistics: Annotated[JobStatistics | None, Field(description="As counted when it was accepted.")] = None
     seed: int
     verdict: Literal["passed", "failed"] | None
     progress: Progress

@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
-from anyio import to_thread
 from sqlalchemy import Insert
 from sqlalchemy.exc import IntegrityError
 
@@ -14,22 +14,20 @@ from app import outbox
 from app.adapters.references import HEAD
 from app.adapters.repository import AdapterRepository
 from app.adapters.tables import Adapter, AdapterVersion
-from app.datasets.fingerprints import overlap
-from app.datasets.records import Record, RecordError, validate_record
+from app.base_models.tables import BaseModelRow
 from app.datasets.repository import DatasetRepository
-from app.datasets.schemas import Purpose
 from app.datasets.service import DatasetService
-from app.datasets.tables import Dataset
 from app.jobs import resolve, transitions
 from app.jobs.repository import JobRepository, JobRow
-from app.jobs.schemas import InlineRecords, JobCreate, RecordSet
+from app.jobs.schemas import JobCreate, JobStatistics
+from app.jobs.sets import GivenSet, GivenSets, SetReader
 from app.jobs.tables import Run, UnlearnJob
 from app.kit.calendar import months_after
 from app.kit.ids import new_id
-from app.kit.problems import Conflict, FieldError, NotFound, invalid_field, invalid_fields
-from app.methods import LEAST_FOR_MEMBERSHIP
+from app.kit.problems import Conflict, NotFound, invalid_field
+from app.methods import LEAST_FOR_MEMBERSHIP, Method, Policy
 from app.settings import Settings
-from app.webhooks.service import WebhookService
+from app.webhooks.service import WebhookService, check_callback
 
 
 class AlreadyAccepted(Exception):
@@ -41,10 +39,18 @@ class AlreadyAccepted(Exception):
 
 
 @dataclass(frozen=True)
-class _Sets:
-    forget: Dataset
-    retain: Dataset
-    holdout: Dataset | None
+class Resolved:
+    """A request, checked, with everything in it that was open settled but the seed."""
+
+    adapter: Adapter
+    base: BaseModelRow
+    control: AdapterVersion | None
+    method: Method
+    policy: Policy
+    sets: GivenSets
+    statistics: JobStatistics
+    requested_at: datetime
+    due_at: datetime
 
 
 class JobService:
@@ -77,32 +83,26 @@ class JobService:
         """
         digest = resolve.request_digest(request, self._settings.pepper)
         await self._replay(idempotency_key, digest)
-        adapter = await self._adapters.by_name(request.adapter)
-        if adapter is None:
-            raise invalid_field("/adapter", "no adapter of this name is registered; GET /adapters lists them")
+        found = await self.resolve(request, SetReader(self._datasets, self._uploads))
         if request.callback_url is not None:
             await self._callbacks.accept(request.callback_url, "/callback_url")
-        policy = resolve.policy(request.policy)
-        control = await self._control(request.control, adapter)
-        sets = await self._sets(request, adapter)
-        _require_holdout(request, sets.holdout)
-        requested_at = request.requested_at or datetime.now(UTC)
-        run = Run(id=new_id("run"), tenant_id=self._tenant_id, adapter_id=adapter.id)
+        run = Run(id=new_id("run"), tenant_id=self._tenant_id, adapter_id=found.adapter.id)
         job = UnlearnJob(
             id=new_id("job"),
             tenant_id=self._tenant_id,
-            adapter_id=adapter.id,
+            adapter_id=found.adapter.id,
             run_id=run.id,
-            forget_set_id=sets.forget.id,
-            retain_set_id=sets.retain.id,
-            holdout_set_id=sets.holdout.id if sets.holdout else None,
-            control_version_id=control.id if control else None,
-            method=request.method.resolve(sets.forget.records).model_dump(),
-            policy=policy.model_dump(),
+            forget_set_id=found.sets.forget.dataset.id,
+            retain_set_id=found.sets.retain.dataset.id,
+            holdout_set_id=found.sets.holdout.dataset.id if found.sets.holdout else None,
+            control_version_id=found.control.id if found.control else None,
+            method=found.method.model_dump(),
+            policy=found.policy.model_dump(),
+            statistics=found.statistics.model_dump(),
             seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
             subject_request_id=request.subject_request_id,
-            requested_at=requested_at,
-            due_at=months_after(requested_at, 1),
+            requested_at=found.requested_at,
+            due_at=found.due_at,
             callback_url=request.callback_url,
             labels=dict(request.metadata),
             idempotency_key=idempotency_key,
@@ -110,6 +110,24 @@ class JobService:
         )
         await self._store(run, job)
         return job.id
+
+    async def resolve(self, request: JobCreate, reader: SetReader) -> Resolved:
+        """Check a request and settle what it leaves open. Raises Invalid when something in it cannot be accepted."""
+        adapter = await self._adapters.by_name(request.adapter)
+        if adapter is None:
+            raise invalid_field("/adapter", "no adapter of this name is registered; GET /adapters lists them")
+        if request.callback_url is not None:
+            check_callback(request.callback_url, "/callback_url", self._settings)
+        policy = resolve.policy(request.policy)
+        control = await self._control(request.control, adapter)
+        sets = await reader.read(request, adapter.default_retain_set_id)
+        _require_holdout(request, sets.holdout)
+        base = await self._adapters.base_of(adapter)
+        method = request.method.resolve(sets.forget.dataset.records)
+        statistics = await sets.statistics(Path(base.directory), method.max_length, stored=reader.keeps)
+        self._check_tokens(statistics)
+        at = request.requested_at or datetime.now(UTC)
+        return Resolved(adapter, base, control, method, policy, sets, statistics, at, months_after(at, 1))
 
     async def get(self, job_id: str) -> JobRow:
         """A job with its run. Raises NotFound."""
@@ -168,6 +186,12 @@ class JobService:
         self._jobs.record("job.retried", job.id, run=run.id)
         self._jobs.record("job.status", job.id, status="queued", run=run.id)
 
+    def _check_tokens(self, statistics: JobStatistics) -> None:
+        tokens, most = statistics.forget.tokens, self._settings.max_forget_tokens
+        if tokens is not None and tokens.total > most:
+            about = "about " if tokens.sampled else ""
+            raise invalid_field("/forget_set", f"has {about}{tokens.total} tokens, more than {most}; split it")
+
     async def _replay(self, key: str | None, digest: bytes) -> None:
         before = await self._jobs.by_idempotency_key(key) if key else None
         if before is None:
@@ -224,66 +248,16 @@ class JobService:
             raise invalid_field("/control", "has the very weights of the adapter, which has seen the records")
         return version
 
-    async def _sets(self, request: JobCreate, adapter: Adapter) -> _Sets:
-        retain_set = request.retain_set or adapter.default_retain_set_id
-        if retain_set is None:
-            raise invalid_field("/retain_set", "is needed, since the adapter has no default retain set")
-        forget = await self._set("forget", request.forget_set)
-        retain = await self._set("retain", retain_set)
-        holdout = await self._set("holdout", request.holdout_set) if request.holdout_set else None
-        await self._check_overlap("retain_set", forget, retain)
-        if holdout:
-            await self._check_overlap("holdout_set", forget, holdout)
-        return _Sets(forget, retain, holdout)
-
-    async def _set(self, purpose: Purpose, given: RecordSet) -> Dataset:
-        pointer = f"/{purpose}_set"
-        if isinstance(given, InlineRecords):
-            records = _records(pointer, given)
-            return await self._uploads.store_records(purpose, records)
-        # Locked until the job is stored, so that nobody purges the dataset in between.
-        dataset = await self._datasets.by_id(given, lock=True)
-        if dataset is None:
-            raise invalid_field(pointer, f"no dataset with this id; POST /datasets?purpose={purpose} first")
-        if dataset.purpose != purpose:
-            raise invalid_field(pointer, f"is a {dataset.purpose} set; upload it with purpose={purpose}")
-        if dataset.purged_at is not None:
-            raise invalid_field(pointer, "was purged; upload the records again")
-        return dataset
-
-    async def _check_overlap(self, field: str, forget: Dataset, other: Dataset) -> None:
-        vault = self._uploads.vault
-        shared = await to_thread.run_sync(lambda: overlap(vault.index(forget), vault.index(other)))
-        if shared.records:
-            raise invalid_field(
-                f"/{field}",
-                f"shares {shared.records} record(s) with the forget set, at its {shared.places()}; "
-                "take them out of one of the two",
-            )
-
     def _event(self, job: UnlearnJob, message: str) -> Insert:
         return transitions.event(job.id, job.tenant_id, message, kind="status")
 
 
-def _require_holdout(request: JobCreate, holdout: Dataset | None) -> None:
+def _require_holdout(request: JobCreate, holdout: GivenSet | None) -> None:
     if not resolve.wants_holdout(request.policy):
         return
     if holdout is None:
         raise invalid_field(
             "/holdout_set", "is needed by the limit on membership: look-alike records that were never trained on"
         )
-    if holdout.records < LEAST_FOR_MEMBERSHIP:
+    if holdout.dataset.records < LEAST_FOR_MEMBERSHIP:
         raise invalid_field("/holdout_set", f"needs at least {LEAST_FOR_MEMBERSHIP} records to judge membership by")
-
-
-def _records(pointer: str, inline: InlineRecords) -> list[Record]:
-    records: list[Record] = []
-    errors: list[FieldError] = []
-    for index, value in enumerate(inline.records):
-        try:
-            records.append(validate_record(value))
-        except RecordError as error:
-            errors.append(FieldError(f"{pointer}/records/{index}", str(error)))
-    if errors:
-        raise invalid_fields(errors)
-    return records

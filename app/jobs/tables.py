@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -20,6 +20,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.kit.db import Base
+
+HEARTBEAT_AGE = timedelta(seconds=30)
+"""A worker that was seen longer ago is not counted as alive."""
 
 
 class Run(Base):
@@ -89,6 +92,8 @@ class UnlearnJob(Base):
     control_version_id: Mapped[str | None] = mapped_column(ForeignKey("adapter_versions.id"))
     method: Mapped[dict[str, Any]] = mapped_column(JSONB)
     policy: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    # What the sets held when the job was accepted; null for jobs of version 0.1.
+    statistics: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     seed: Mapped[int] = mapped_column(BigInteger)
     verdict: Mapped[str | None]
     result_version: Mapped[int | None]

@@ -13,7 +13,7 @@ import binascii
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -24,6 +24,12 @@ MAGIC = b"LETHEv1\x00"
 CHUNK = 64 * 1024
 _TAG = 16
 _PREFIX = 7
+HEADER = len(MAGIC) + _PREFIX
+SEALED_CHUNK = CHUNK + _TAG
+
+
+class _Source(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
 
 class CryptoError(Exception):
@@ -134,19 +140,23 @@ class EncryptingWriter:
         self._counter += 1
 
 
-def decrypt_stream(source: BinaryIO, data_key: bytes, context: str) -> Iterator[bytes]:
+def decrypt_stream(source: _Source, data_key: bytes, context: str) -> Iterator[bytes]:
     """Yield the plaintext chunk by chunk; each chunk is authentic before it is yielded.
 
     Raises:
         CryptoError: the bytes were changed, cut off, moved, or the key is another one.
     """
-    header = source.read(len(MAGIC) + _PREFIX)
-    if len(header) != len(MAGIC) + _PREFIX or not header.startswith(MAGIC):
+    return decrypt_chunks(source.read(HEADER), source, data_key, context)
+
+
+def decrypt_chunks(header: bytes, source: _Source, data_key: bytes, context: str, first: int = 0) -> Iterator[bytes]:
+    """`decrypt_stream` from chunk `first` on, at which `source` stands; `header` is the stream's first bytes."""
+    if len(header) != HEADER or not header.startswith(MAGIC):
         raise CryptoError("not an encrypted stream")
-    cipher, prefix, counter = AESGCM(data_key), header[len(MAGIC) :], 0
-    chunk = source.read(CHUNK + _TAG)
+    cipher, prefix, counter = AESGCM(data_key), header[len(MAGIC) :], first
+    chunk = source.read(SEALED_CHUNK)
     while True:
-        following = source.read(CHUNK + _TAG)
+        following = source.read(SEALED_CHUNK)
         try:
             yield cipher.decrypt(_nonce(prefix, counter, last=not following), chunk, context.encode())
         except InvalidTag:

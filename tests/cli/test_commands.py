@@ -118,6 +118,29 @@ def test_a_foreign_error_page_is_not_repeated(lethe: Run, server: Server, client
     assert "internals" not in outcome.stderr
 
 
+def test_a_dry_run_sends_the_records_inline_and_uploads_nothing(
+    lethe: Run, server: Server, client_options: list[str], forget: Path
+) -> None:
+    answer: dict[str, object] = {"adapter": "bot", "warnings": [{"code": "x", "message": "few records"}]}
+    server.on_json("POST /unlearn-jobs", answer)
+    options = ["--adapter", "bot", "--forget", str(forget), "--holdout", str(forget), "--dry-run"]
+    outcome = lethe("submit", *options, *client_options)
+    assert (outcome.status, json.loads(outcome.stdout), outcome.stderr) == (0, answer, "note: few records\n")
+    (request,) = server.requests
+    assert request.path == "/unlearn-jobs?dry_run=true"
+    records = {"records": [json.loads(RECORD)]}
+    assert json.loads(request.body) == {"adapter": "bot", "forget_set": records, "holdout_set": records}
+
+
+def test_a_dry_run_of_more_records_than_a_request_holds_is_a_usage_error(
+    lethe: Run, server: Server, client_options: list[str], forget: Path
+) -> None:
+    forget.write_text(RECORD * 1001)
+    outcome = lethe("submit", "--adapter", "bot", "--forget", str(forget), "--dry-run", *client_options)
+    assert (outcome.status, server.requests) == (2, [])
+    assert "1000 records" in outcome.stderr
+
+
 def test_submit_uploads_posts_and_prints_only_the_id(
     lethe: Run, server: Server, client_options: list[str], forget: Path
 ) -> None:

@@ -1,0 +1,183 @@
+"""How many tokens a record has, counted with the base model's own tokenizer, without torch or transformers.
+
+It follows worker/unlearning/encoding.py step by step; tests/worker/test_token_counts.py compares both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+
+class Unusable(Exception):
+    """A record that the worker could not encode either: the chat template is missing, or refuses it."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Tokens of a record, and how many of them are its prompt."""
+
+    tokens: int
+    prompt: int
+
+    def sequences(self, max_length: int) -> int:
+        """How many windows of at most `max_length` tokens hold something that is scored."""
+        if self.tokens <= max_length:
+            return 1
+        starts = range(0, self.tokens - 1, max_length - 1)
+        return sum(max(self.prompt - start, 1) < min(max_length, self.tokens - start) for start in starts)
+
+
+class TokenCounter:
+    """Counts with one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, special: Mapping[str, str], template: str | None) -> None:
+        """`special`: special tokens by name, such as eos_token."""
+        self._tokenizer = tokenizer
+        self._special = dict(special)
+        self._template = None if template is None else _environment().from_string(template)
+        self._eos = special.get("eos_token")
+        self._end = tokenizer.token_to_id(self._eos) if self._eos is not None else None
+
+    def count(self, record: Mapping[str, Any]) -> Counted:
+        """The tokens of a record of any of the three shapes. Raises Unusable."""
+        if "messages" in record:
+            return self._chat(record["messages"])
+        if "text" in record:
+            ids = self._with_end(self._ids([record["text"]])[0])
+            return Counted(len(ids), min(1, len(ids)))
+        prompt, completion = record["prompt"], record["completion"]
+        head, ids = self._ids([prompt, prompt + completion])
+        if ids[: len(head)] != head:
+            ids = head + self._ids([completion], special=False)[0]
+        return self._from_first_label(self._with_end(ids), len(head))
+
+    def _chat(self, messages: Sequence[Mapping[str, str]]) -> Counted:
+        # A record's last message is the assistant's: the target.
+        prompt = self._render(messages[:-1], add_generation_prompt=True)
+        whole = self._render(messages, add_generation_prompt=False)
+        if not whole.startswith(prompt):
+            whole = prompt + messages[-1]["content"]
+        head, ids = self._ids([prompt, whole], special=False)
+        if ids[: len(head)] != head:
+            ids = head + self._ids([whole[len(prompt) :]], special=False)[0]
+        return self._from_first_label(self._with_end(self._without_tail(ids)), len(head))
+
+    def _render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+        # transformers renders no empty conversation: one that is nothing but an answer has no prompt.
+        if self._template is None or not messages:
+            raise Unusable
+        try:
+            return self._template.render(
+                messages=list(messages), tools=None, documents=None, add_generation_prompt=add_generation_prompt,
+                **self._special,
+            )  # fmt: skip
+        except (TemplateError, ValueError, TypeError, KeyError, IndexError):
+            raise Unusable from None
+
+    def _ids(self, texts: list[str], *, special: bool = True) -> list[list[int]]:
+        # As a batch, since only then other threads run meanwhile.
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=special)
+        return [self._without_added_end(found.ids, text) for found, text in zip(encoded, texts, strict=True)]
+
+    def _without_added_end(self, ids: list[int], text: str) -> list[int]:
+        added = ids[-1:] == [self._end] and not text.endswith(str(self._eos))
+        return ids[:-1] if added and (len(ids) > 1 or self._special.get("bos_token") != self._eos) else ids
+
+    def _with_end(self, ids: list[int]) -> list[int]:
+        return ids if self._end is None or ids[-1:] == [self._end] else [*ids, self._end]
+
+    def _without_tail(self, ids: list[int]) -> list[int]:
+        if self._end is None or self._end not in ids:
+            return ids
+        stop = len(ids) - ids[::-1].index(self._end)
+        return ids[:stop] if not self._tokenizer.decode(ids[stop:]).strip() else ids
+
+    def _from_first_label(self, ids: list[int], prompt: int) -> Counted:
+        return Counted(len(ids), min(max(prompt, 1), len(ids)))
+
+
+def counter_of(directory: Path) -> TokenCounter | None:
+    """The counter of a base model's directory; None where it holds no tokenizer.json that can be read."""
+    try:
+        return _load(directory, (directory / "tokenizer.json").stat().st_mtime_ns)
+    except Exception:  # the library raises bare exceptions of its own, and a count is no reason to refuse a job
+        return None
+
+
+def context_length(directory: Path) -> int | None:
+    """Longest sequence that a base model was built for, by its config.json; None where it names none."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    length = config.get("text_config", config).get("max_position_embeddings")
+    return length if isinstance(length, int) and length > 0 else None
+
+
+@lru_cache(maxsize=4)
+def _load(directory: Path, _changed: int) -> TokenCounter:
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    config = _read(directory / "tokenizer_config.json")
+    special = {name: _text_of(token) for name, token in config.items() if name.endswith("_token")}
+    template = directory / "chat_template.jinja"
+    written = template.read_text() if template.is_file() else _template_of(config.get("chat_template"))
+    known = {name: text for name, text in special.items() if text is not None}
+    return TokenCounter(tokenizer, known, written)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_bytes()) if path.is_file() else {}
+    return value if isinstance(value, dict) else {}
+
+
+def _text_of(token: object) -> str | None:
+    """A special token is written as a string, or as an object that holds it."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _template_of(value: object) -> str | None:
+    """A tokenizer has one template, or several with names."""
+    if isinstance(value, list):
+        value = next((each.get("template") for each in value if each.get("name") == "default"), None)
+    return value if isinstance(value, str) else None
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Where transformers renders chat templates, as far as these can tell."""
+    extensions: list[str | type[Extension]] = [loopcontrols, _Generation]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
+    environment.globals["raise_exception"] = _refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+class _Generation(Extension):
+    """The tag that marks what the model wrote. Its content is rendered as it is."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[Node]:
+        """The content, without the tags around it."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _refuse(_message: str) -> NoReturn:
+    raise TemplateError

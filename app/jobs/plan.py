@@ -1,0 +1,155 @@
+"""The dry run of a request: what it would come to. Nothing is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from app.jobs.estimate import Estimate, estimate
+from app.jobs.repository import JobRepository
+from app.jobs.schemas import JobCreate, JobStatistics
+from app.jobs.service import JobService, Resolved
+from app.jobs.sets import SetReader
+from app.methods import LEAST_FOR_MEMBERSHIP, Policy, StoredMethod
+from app.settings import Settings
+
+FEW_RETAIN_RECORDS = 32
+DUE_SOON = timedelta(days=7)
+
+WarningCode = Literal[
+    "prompts_not_checked",
+    "few_retain_records",
+    "membership_not_judged",
+    "records_too_long",
+    "records_unusable",
+    "duplicates",
+    "tokens_not_counted",
+    "no_gpu_worker",
+    "adapter_busy",
+    "due_soon",
+]
+
+
+class PlanWarning(BaseModel):
+    """Something that a person should know before the job is sent."""
+
+    code: WarningCode
+    message: str
+
+
+class JobPlan(BaseModel):
+    """What a request would come to, with every knob resolved."""
+
+    object: Literal["unlearn_job.plan"] = "unlearn_job.plan"
+    adapter: str
+    base_model: str
+    source_version: Annotated[int, Field(description="The adapter's head now; a job takes the head when it starts.")]
+    control: Annotated[str | None, Field(description="name@version")]
+    method: StoredMethod
+    policy: Policy
+    seed: Annotated[int | None, Field(description="Null: drawn when the job is accepted.")]
+    statistics: JobStatistics
+    estimate: Estimate
+    requested_at: datetime
+    due_at: datetime
+    warnings: list[PlanWarning]
+
+
+class JobPlanner:
+    """Plans requests of one tenant."""
+
+    def __init__(self, service: JobService, jobs: JobRepository, reader: SetReader, settings: Settings) -> None:
+        """`reader` must not keep anything."""
+        self._service = service
+        self._jobs = jobs
+        self._reader = reader
+        self._settings = settings
+
+    async def plan(self, request: JobCreate) -> JobPlan:
+        """What a job of this request would be. Raises Invalid as accepting it would."""
+        found = await self._service.resolve(request, self._reader)
+        earlier = await self._jobs.earlier_runs(found.base.id)
+        attempts = found.policy.max_attempts
+        control = None
+        if found.control is not None and request.control is not None:
+            control = f"{request.control.partition('@')[0]}@{found.control.number}"
+        return JobPlan(
+            adapter=found.adapter.name,
+            base_model=found.base.name,
+            source_version=found.adapter.head,
+            control=control,
+            method=found.method,
+            policy=found.policy,
+            seed=request.seed,
+            statistics=found.statistics,
+            estimate=estimate(found.method, attempts, found.base, found.statistics, earlier, self._settings),
+            requested_at=found.requested_at,
+            due_at=found.due_at,
+            warnings=[*_of_sets(found), *await self._of_service(found)],
+        )
+
+    async def _of_service(self, found: Resolved) -> list[PlanWarning]:
+        """What speaks against a fast end."""
+        warnings = []
+        if not await self._jobs.live_gpu_workers():
+            text = "no GPU worker is alive; the job waits in the queue until one comes"
+            warnings.append(PlanWarning(code="no_gpu_worker", message=text))
+        if active := await self._jobs.active_runs(found.adapter.id):
+            text = f"{active} run(s) on this adapter are queued or running; they go one after the other"
+            warnings.append(PlanWarning(code="adapter_busy", message=text))
+        left = found.due_at - datetime.now(UTC)
+        if left < DUE_SOON:
+            when = f"due in {max(left.days, 0)} day(s)" if left > timedelta(0) else "overdue"
+            warnings.append(PlanWarning(code="due_soon", message=f"the request is {when}"))
+        return warnings
+
+
+def _of_sets(found: Resolved) -> Iterator[PlanWarning]:
+    """What the records may do to the result."""
+    yield PlanWarning(
+        code="prompts_not_checked",
+        message="nobody can tell from here whether the prompts are written as the adapter saw them in training; "
+        "where they are not, the evaluation finds little to forget",
+    )
+    sets = found.statistics
+    if sets.retain.records < FEW_RETAIN_RECORDS:
+        text = (
+            f"{sets.retain.records} retain record(s) say little of what has to stay; {FEW_RETAIN_RECORDS} or more do"
+        )
+        yield PlanWarning(code="few_retain_records", message=text)
+    holdout = sets.holdout.records if sets.holdout else 0
+    if "membership" in found.policy.probes and min(holdout, sets.forget.records) < LEAST_FOR_MEMBERSHIP:
+        text = f"membership is not judged: it takes {LEAST_FOR_MEMBERSHIP} records in the forget and in a holdout set"
+        yield PlanWarning(code="membership_not_judged", message=text)
+    for name in ("forget", "retain", "holdout"):
+        yield from _of_set(name, sets)
+
+
+def _of_set(name: Literal["forget", "retain", "holdout"], sets: JobStatistics) -> Iterator[PlanWarning]:
+    part = getattr(sets, name)
+    if part is None:
+        return
+    if part.duplicates:
+        text = f"{part.duplicates} record(s) of the {name} set are the same as an earlier one, and count twice"
+        yield PlanWarning(code="duplicates", message=text)
+    tokens = part.tokens
+    if tokens is None:
+        text = f"the tokens of the {name} set are not counted: the base model's tokenizer.json cannot be read here"
+        yield PlanWarning(code="tokens_not_counted", message=text)
+        return
+    about = f"about {tokens.longer}" if tokens.sampled else str(tokens.longer)
+    if tokens.longer:
+        text = (
+            f"{about} record(s) of the {name} set have more than {tokens.max_length} tokens; they are cut into "
+            "sequences of which each sees nothing of the one before but its last token"
+        )
+        yield PlanWarning(code="records_too_long", message=text)
+    if tokens.unusable:
+        text = (
+            f"{tokens.unusable} conversation(s) of the {name} set are not rendered by the tokenizer's chat template, "
+            "or it has none; the job would fail"
+        )
+        yield PlanWarning(code="records_unusable", message=text)
