@@ -78,19 +78,12 @@ async def test_a_dry_run_creates_nothing(client: httpx.AsyncClient, engine: Engi
     before = everything(engine, settings)
     assert set(before) > {"unlearn_jobs", "datasets", "outbox", "audit_entries", "files"}
     headers = {"Idempotency-Key": "k-1"}
-    body: dict[str, Any] = {
-        "adapter": "support-bot",
-        "forget_set": {"records": [record(MARKER)]},
-        "retain_set": retain,
-        "seed": 3,
-    }
-    for changes in (
-        {},
-        {"holdout_set": {"records": [record("Nobody")]}},
-        {"forget_set": {"records": [record("Bob")]}},
-    ):
+    body: dict[str, Any] = {"adapter": "support-bot", "retain_set": retain, "seed": 3}
+    body |= {"forget_set": {"records": [record(MARKER)]}, "callback_url": "https://example.org/hook"}
+    holdout, shared = {"records": [record("Nobody")]}, {"records": [record("Bob")]}
+    for changes, status in (({}, 200), ({"holdout_set": holdout}, 200), ({"forget_set": shared}, 422)):
         response = await client.post("/unlearn-jobs?dry_run=true", json=body | changes, headers=headers)
-        assert response.status_code in {200, 422}
+        assert response.status_code == status, response.text
         assert MARKER not in response.text
     assert everything(engine, settings) == before
     # The key is not taken either: another request may still use it.
@@ -132,6 +125,7 @@ async def test_a_seed_that_would_be_drawn_is_null(client: httpx.AsyncClient) -> 
         {"policy": "audit"},
         {"control": "support-bot"},
         {"colour": "red"},
+        {"callback_url": "http://127.0.0.1/"},
     ],
 )
 async def test_a_dry_run_refuses_what_the_job_would_be_refused_for(
