@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 
 import structlog
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from psycopg import OperationalError as DriverError
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kit import problems
@@ -70,6 +73,9 @@ class _Answer:
         if message["type"] == "http.response.start":
             self._started = True
             MutableHeaders(scope=message)["X-Request-Id"] = self._request.state.request_id
+            if message["status"] == HTTPStatus.METHOD_NOT_ALLOWED:
+                # The framework names the methods of the first route with this path alone.
+                MutableHeaders(scope=message)["Allow"] = ", ".join(allowed_methods(self._request))
             self._log(message["status"])
         await self._send(message)
 
@@ -102,6 +108,14 @@ def _problem_of(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, ClientDisconnect):
         return problems.render(request, problems.BadRequest("the client went away"))
     return problems.on_crash(request, error)
+
+
+def allowed_methods(request: Request) -> list[str]:
+    """Every method that the path of a request can be asked with."""
+    routes = iter_route_contexts(request.app.routes)
+    path = request.scope["path"]
+    found = [route.methods or () for route in routes if route.path and compile_path(route.path)[0].match(path)]
+    return sorted({method for methods in found for method in methods})
 
 
 def is_public(path: str) -> bool:

@@ -272,6 +272,13 @@ async def test_errors_of_the_framework_have_the_same_shape(
     check_problem(response)
 
 
+async def test_a_wrong_method_is_told_all_right_ones(client: httpx.AsyncClient) -> None:
+    response = await client.put("/unlearn-jobs")
+    assert response.status_code == 405
+    assert response.headers["allow"] == "GET, POST"
+    assert (await client.delete("/unlearn-jobs/job_0/adapter")).headers["allow"] == "GET, HEAD"
+
+
 async def test_a_crash_tells_nothing_of_its_cause(
     app: FastAPI, client: httpx.AsyncClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
