@@ -121,7 +121,7 @@ class Job(BaseModel):
     @property
     def finished(self) -> bool:
         """Whether the status will not change any more by itself."""
-        return self.status not in {"queued", "running"}
+        return self.status not in {"awaiting_approval", "queued", "running"}
 
 
 class LetheClient:

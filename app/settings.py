@@ -72,6 +72,12 @@ class Settings(BaseSettings):
         int, Field(ge=0, description="Days after which the bytes of a superseded version are deleted.")
     ] = 30
 
+    idempotency_hours: Annotated[int, Field(gt=0, le=8760, description="How long an Idempotency-Key is known.")] = 24
+    require_approval: Annotated[bool, Field(description="Every job waits for approval by another API key.")] = False
+    due_soon_days: Annotated[
+        int, Field(ge=1, le=28, description="Days before a deadline that it counts as near.")
+    ] = 7
+
     webhook_allow_private: Annotated[
         tuple[str, ...],
         NoDecode,

@@ -7,6 +7,7 @@ from app.auth.tables import ApiKey, Tenant
 from app.base_models.tables import BaseModelRow
 from app.datasets.tables import Dataset
 from app.evaluations.tables import EvaluationRow
+from app.idempotency.tables import AcceptedRequest
 from app.identities.tables import IdentityClaim, IdentityEntry, IdentityIndex
 from app.jobs.tables import JobEvent, OutboxMessage, Run, UnlearnJob, WorkerHeartbeat
 from app.kit.db import Base
@@ -16,6 +17,7 @@ from app.webhooks.tables import WebhookDelivery, WebhookEndpoint, WebhookSecret
 metadata = Base.metadata
 
 __all__ = [
+    "AcceptedRequest",
     "Adapter",
     "AdapterAlias",
     "AdapterVersion",

@@ -66,6 +66,8 @@ def _schedule() -> dict[str, dict[str, Any]]:
         "lethe.purge_versions": 60.0,
         "lethe.purge_identity_indexes": 60.0,
         "lethe.sweep_checkpoints": 60.0,
+        "lethe.announce_deadlines": 60.0,
+        "lethe.sweep_accepted_requests": 60.0,
         "lethe.scrub_keys": 3600.0,
         "lethe.deliver_webhooks": 1.0,
         "lethe.sweep_webhooks": 60.0,

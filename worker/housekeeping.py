@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import structlog
-from sqlalchemy import Select, exists, func, or_, select
+from sqlalchemy import Select, and_, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from app import outbox
@@ -15,11 +15,13 @@ from app.adapters.tables import Adapter, AdapterVersion
 from app.data_keys import scrub
 from app.datasets import purging
 from app.datasets.tables import Dataset
+from app.idempotency import repository as idempotency
 from app.identities.purging import keeps
 from app.identities.tables import IdentityIndex
 from app.jobs import transitions
-from app.jobs.tables import OutboxMessage, Run, UnlearnJob
+from app.jobs.tables import LIVE, OutboxMessage, Run, UnlearnJob
 from app.settings import get_settings
+from app.webhooks import events as webhooks
 from worker import checkpoints
 from worker.database import engine, new_session, storage, vault
 from worker.lease import follow, wake_next
@@ -132,7 +134,7 @@ def delete_checkpoints(run_id: str) -> None:
     """Remove the checkpoints of a run that has ended or never was; a live one keeps those of its present life."""
     with new_session() as session:
         run = session.get(Run, run_id)
-    live = run is not None and run.status in ("queued", "running")
+    live = run is not None and run.status in LIVE
     checkpoints.delete_checkpoints(storage(), run_id, but=run.started_at if run is not None and live else None)
 
 
@@ -155,6 +157,38 @@ def scrub_keys() -> bool:
         return False
     log.info("destroyed keys scrubbed", tenants=done.tenants, log=done.log)
     return True
+
+
+def announce_deadlines() -> int:
+    """Tell of live jobs whose deadline is near or has passed, once each. Answers how many."""
+    before = timedelta(days=get_settings().due_soon_days)
+    near = transitions.due_soon(before)
+    passed = and_(transitions.overdue(), UnlearnJob.overdue_noted_at.is_(None))
+    with new_session() as session:
+        found = session.execute(select(UnlearnJob.id, UnlearnJob.run_id).where(or_(near, passed)).limit(BATCH)).all()
+    for job_id, run_id in found:
+        with new_session() as session, session.begin():
+            session.execute(transitions.lock(run_id))
+            _announce(session, job_id, before)
+    return len(found)
+
+
+def sweep_accepted_requests() -> int:
+    """Forget idempotency keys whose time is over. Answers how many."""
+    with new_session() as session, session.begin():
+        return idempotency.sweep(session, BATCH)
+
+
+def _announce(session: Session, job_id: str, before: timedelta) -> None:
+    job = session.get_one(UnlearnJob, job_id)
+    if session.scalar(transitions.note_overdue(job_id)) is not None:
+        told = transitions.event(job_id, job.tenant_id, "the deadline has passed", level="error", kind="job.overdue")
+        session.execute(told)
+        session.execute(webhooks.emit("unlearn_job.overdue", job_id))
+    elif session.scalar(transitions.note_due_soon(job_id, before)) is not None:
+        told = transitions.event(job_id, job.tenant_id, "the deadline is near", level="warn", kind="job.due_soon")
+        session.execute(told)
+        session.execute(webhooks.emit("unlearn_job.due_soon", job_id))
 
 
 def _forgotten() -> Select[str]:

@@ -92,6 +92,18 @@ def scrub_keys() -> None:
     housekeeping.scrub_keys()
 
 
+@celery_app.task(name="lethe.announce_deadlines")  # type: ignore[untyped-decorator] # celery ships no types
+def announce_deadlines() -> None:
+    """Tell of deadlines that are near or have passed."""
+    housekeeping.announce_deadlines()
+
+
+@celery_app.task(name="lethe.sweep_accepted_requests")  # type: ignore[untyped-decorator] # celery ships no types
+def sweep_accepted_requests() -> None:
+    """Forget idempotency keys whose time is over."""
+    housekeeping.sweep_accepted_requests()
+
+
 @celery_app.task(name="lethe.deliver_webhooks")  # type: ignore[untyped-decorator] # celery ships no types
 def deliver_webhooks() -> None:
     """Send the webhooks that are due."""

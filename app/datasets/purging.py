@@ -9,7 +9,7 @@ from app import outbox
 from app.adapters.tables import Adapter
 from app.audit.record import append
 from app.datasets.tables import Dataset
-from app.jobs.tables import UnlearnJob
+from app.jobs.tables import LIVE, UnlearnJob
 
 
 def needs(dataset_id: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:
@@ -19,7 +19,7 @@ def needs(dataset_id: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:
         UnlearnJob.retain_set_id == dataset_id,
         UnlearnJob.holdout_set_id == dataset_id,
     )
-    return and_(uses, UnlearnJob.status.in_(("queued", "running")))
+    return and_(uses, UnlearnJob.status.in_(LIVE))
 
 
 def is_default(dataset_id: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:

@@ -11,7 +11,6 @@ from fastapi.responses import HTMLResponse, JSONResponse
 
 from app.adapters.endpoints import ARCHIVE, archive_response
 from app.adapters.repository import AdapterRepository
-from app.adapters.schemas import AdapterName
 from app.auth.guard import GuardedRoute
 from app.datasets.endpoints import dataset_service
 from app.datasets.repository import DatasetRepository
@@ -19,14 +18,20 @@ from app.datasets.service import DatasetService
 from app.dependencies import SessionDep, SettingsDep, StorageDep, TenantDep, requires
 from app.evaluations.report import HEADERS, HTML, prefers_html, report
 from app.evaluations.schemas import EvaluationRead
+from app.idempotency.repository import AcceptedRequestRepository, Answer
+from app.idempotency.service import Once
+from app.jobs.deciding import Decisions
+from app.jobs.filters import METADATA_PARAMETER, JobFilters, job_filters
+from app.jobs.listing import cursor_after
 from app.jobs.plan import JobPlan, JobPlanner
-from app.jobs.present import present, present_event
+from app.jobs.present import present, present_event, retry_after
 from app.jobs.quota import within_quota
 from app.jobs.repository import JobRepository
-from app.jobs.schemas import EventRead, JobCreate, JobRead, Status
-from app.jobs.service import AlreadyAccepted, JobService
+from app.jobs.resolve import canonical
+from app.jobs.schemas import Decision, EventRead, Extension, JobCreate, JobRead
+from app.jobs.service import Caller, JobService
 from app.jobs.sets import SetReader
-from app.kit.pagination import Cursor, Limit, Page, encode_cursor
+from app.kit.pagination import Cursor, Limit, Page
 from app.kit.problems import Conflict, Gone, NotFound, invalid_field, responses
 from app.kit.text import Text
 from app.webhooks.endpoints import webhook_service
@@ -35,19 +40,27 @@ from app.webhooks.service import WebhookService
 router = APIRouter(prefix="/unlearn-jobs", tags=["unlearn jobs"], route_class=GuardedRoute)
 _READ = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND)
 _CHANGE = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
-RETRY_AFTER = "2"
+
+
+async def caller_of(request: Request, tenant: TenantDep) -> Caller:
+    """Who calls."""
+    return Caller(tenant, request.state.api_key)
+
+
+CallerDep = Annotated[Caller, Depends(caller_of)]
 
 
 async def job_service(
     session: SessionDep,
-    tenant: TenantDep,
+    caller: CallerDep,
     settings: SettingsDep,
     uploads: Annotated[DatasetService, Depends(dataset_service)],
     callbacks: Annotated[WebhookService, Depends(webhook_service)],
 ) -> JobService:
     """The service for the caller's tenant."""
+    tenant = caller.tenant_id
     adapters, datasets = AdapterRepository(session, tenant), DatasetRepository(session, tenant)
-    return JobService(JobRepository(session, tenant), adapters, datasets, uploads, callbacks, settings, tenant)
+    return JobService(JobRepository(session, tenant), adapters, datasets, uploads, callbacks, settings, caller)
 
 
 ServiceDep = Annotated[JobService, Depends(job_service)]
@@ -75,6 +88,22 @@ async def room_for_a_job(request: Request, session: SessionDep, tenant: TenantDe
         await within_quota(request, session, tenant)
 
 
+async def once(
+    session: SessionDep,
+    tenant: TenantDep,
+    settings: SettingsDep,
+    idempotency_key: Annotated[
+        Text | None,
+        Header(description="The same key and body make one job, however often sent, and get the first answer again."),
+    ] = None,
+) -> Once:
+    """The request's idempotency key, if it has one."""
+    return Once(AcceptedRequestRepository(session, tenant), settings, idempotency_key)
+
+
+OnceDep = Annotated[Once, Depends(once)]
+
+
 @router.post(
     "",
     dependencies=[requires("jobs:write"), Depends(room_for_a_job)],
@@ -92,30 +121,17 @@ async def room_for_a_job(request: Request, session: SessionDep, tenant: TenantDe
     },
 )
 async def create(
-    body: JobCreate,
-    response: Response,
-    service: ServiceDep,
-    planner: PlannerDep,
-    dry_run: DryRun = False,
-    idempotency_key: Annotated[
-        Text | None,
-        Header(
-            min_length=1,
-            max_length=256,
-            description="The same key and body make one job, however often sent.",
-        ),
-    ] = None,
-) -> JobRead | Response:
+    body: JobCreate, service: ServiceDep, planner: PlannerDep, once: OnceDep, dry_run: DryRun = False
+) -> Response:
     """Ask for records to be unlearned from an adapter."""
     if dry_run:
         return JSONResponse((await planner.plan(body)).model_dump(mode="json"))
-    try:
-        job_id = await service.create(body, idempotency_key)
-    except AlreadyAccepted as before:
-        job_id = before.job_id
-    response.headers["Location"] = f"/unlearn-jobs/{job_id}"
-    response.headers["Retry-After"] = RETRY_AFTER
-    return present(await service.get(job_id))
+    before = await once.first_answer(canonical(body))
+    if before is not None:
+        return before
+    job = present(await service.get(await service.create(body)))
+    answer = Answer(HTTPStatus.ACCEPTED, f"/unlearn-jobs/{job.id}", job.model_dump_json(), retry_after(job))
+    return await once.answer(answer)
 
 
 @router.get(
@@ -123,21 +139,18 @@ async def create(
     dependencies=[requires("jobs:read")],
     operation_id="list_unlearn_jobs",
     responses=responses(HTTPStatus.UNAUTHORIZED),
+    openapi_extra={"parameters": [METADATA_PARAMETER]},
 )
 async def list_all(
     session: SessionDep,
     tenant: TenantDep,
-    status: Annotated[Status | None, Query()] = None,
-    adapter: Annotated[AdapterName | None, Query()] = None,
-    subject_request_id: Annotated[Text | None, Query(min_length=1, max_length=256)] = None,
+    filters: Annotated[JobFilters, Depends(job_filters)],
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> Page[JobRead]:
-    """Jobs, newest first."""
-    given = {"status": status, "adapter": adapter, "subject_request_id": subject_request_id}
-    filters = {name: value for name, value in given.items() if value is not None}
+    """Jobs, newest first; those of `due_before` and `overdue` by due date, latest first."""
     rows, more = await JobRepository(session, tenant).page(limit, cursor, filters)
-    following = encode_cursor(rows[-1][0].created_at, rows[-1][0].id) if more else None
+    following = cursor_after(rows[-1][0], filters) if more else None
     return Page(data=[present(row) for row in rows], has_more=more, next_cursor=following)
 
 
@@ -145,8 +158,7 @@ async def list_all(
 async def get(job_id: str, response: Response, service: ServiceDep) -> JobRead:
     """One job."""
     job = present(await service.get(job_id))
-    if job.finished_at is None:
-        response.headers["Retry-After"] = RETRY_AFTER
+    response.headers.update(retry_after(job))
     return job
 
 
@@ -158,7 +170,7 @@ async def get(job_id: str, response: Response, service: ServiceDep) -> JobRead:
     responses=_CHANGE,
 )
 async def cancel(job_id: str, service: ServiceDep) -> JobRead:
-    """Cancel a job that has not ended. A running one stops at its next step."""
+    """Cancel a job that has not ended. A waiting one ends at once, a running one stops at its next step."""
     await service.cancel(job_id)
     return present(await service.get(job_id))
 
@@ -173,6 +185,52 @@ async def cancel(job_id: str, service: ServiceDep) -> JobRead:
 async def retry(job_id: str, service: ServiceDep) -> JobRead:
     """Queue a job again that ended without success."""
     await service.retry(job_id)
+    return present(await service.get(job_id))
+
+
+async def decisions(session: SessionDep, service: ServiceDep, caller: CallerDep) -> Decisions:
+    """What people decide, for the caller's tenant."""
+    return Decisions(JobRepository(session, caller.tenant_id), service, caller)
+
+
+DecisionsDep = Annotated[Decisions, Depends(decisions)]
+
+
+@router.post(
+    "/{job_id}/approve",
+    dependencies=[requires("jobs:write")],
+    status_code=HTTPStatus.ACCEPTED,
+    operation_id="approve_unlearn_job",
+    responses=_CHANGE,
+)
+async def approve(job_id: str, service: ServiceDep, decisions: DecisionsDep, body: Decision | None = None) -> JobRead:
+    """Let a job start that waits for approval. Takes another key than the submitter's."""
+    await decisions.approve(job_id, body.reason if body else None)
+    return present(await service.get(job_id))
+
+
+@router.post(
+    "/{job_id}/deny",
+    dependencies=[requires("jobs:write")],
+    status_code=HTTPStatus.ACCEPTED,
+    operation_id="deny_unlearn_job",
+    responses=_CHANGE,
+)
+async def deny(job_id: str, service: ServiceDep, decisions: DecisionsDep, body: Decision | None = None) -> JobRead:
+    """End a job that waits for approval. Takes another key than the submitter's."""
+    await decisions.deny(job_id, body.reason if body else None)
+    return present(await service.get(job_id))
+
+
+@router.post(
+    "/{job_id}/extend",
+    dependencies=[requires("jobs:write")],
+    operation_id="extend_unlearn_job",
+    responses=_CHANGE,
+)
+async def extend(job_id: str, body: Extension, service: ServiceDep, decisions: DecisionsDep) -> JobRead:
+    """Move a job's deadline by two calendar months, once, before it has passed (GDPR Art. 12(3))."""
+    await decisions.extend(job_id, body.reason)
     return present(await service.get(job_id))
 
 
@@ -211,7 +269,7 @@ async def evaluation(
     found = await service.get(job_id)
     job, run, *_ = found
     row = await JobRepository(session, tenant).evaluation(run.id)
-    if row is None or row.attempt != run.attempt or job.status == "queued":
+    if row is None or row.attempt != run.attempt or job.status in ("awaiting_approval", "queued"):
         raise Conflict(f"the job is {job.status} and has not been evaluated")
     about = {"job": job_id, "run_id": run.id, "attempt": row.attempt, "created_at": row.created_at}
     measured = EvaluationRead.model_validate(row.document | about)

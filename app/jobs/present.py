@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from app.jobs.repository import JobRow
-from app.jobs.schemas import EventRead, JobRead, Progress
-from app.jobs.tables import JobEvent, Run
+from app.jobs.schemas import Approval, EventRead, JobRead, Progress
+from app.jobs.tables import JobEvent, Run, UnlearnJob
 
 
 def present(row: JobRow) -> JobRead:
     """A job as it is shown."""
-    job, run, adapter, position, control = row
+    job, run, adapter, position, wait, overdue, control = row
     return JobRead.model_validate(
         {
             "id": job.id,
@@ -30,10 +30,16 @@ def present(row: JobRow) -> JobRead:
             "statistics": job.statistics,
             "seed": job.seed,
             "verdict": job.verdict,
-            "progress": _progress(run, position if job.status == "queued" else None),
+            "progress": _progress(run, position, wait),
             "subject_request_id": job.subject_request_id,
             "requested_at": job.requested_at,
             "due_at": job.due_at,
+            "overdue": overdue,
+            "original_due_at": job.original_due_at,
+            "extended_at": job.extended_at,
+            "extension_reason": job.extension_reason,
+            "submitted_by": job.submitted_by,
+            "approval": _approval(job),
             "callback_url": job.callback_url,
             "metadata": job.labels,
             "error": job.error,
@@ -51,11 +57,30 @@ def present_event(event: JobEvent) -> EventRead:
     )
 
 
-def _progress(run: Run, position: int | None) -> Progress:
+def retry_after(job: JobRead) -> dict[str, str]:
+    """The header that says when to ask for a job again: seldom for one that waits for others, none after its end."""
+    if job.status == "awaiting_approval":
+        return {"Retry-After": "60"}
+    if job.status == "queued":
+        return {"Retry-After": str(min(2 * (job.progress.queue_position or 1), 60))}
+    if job.status == "running":
+        left = job.progress.eta_seconds or 0.0
+        return {"Retry-After": str(round(min(max(left / 20, 2.0), 30.0)))}
+    return {}
+
+
+def _approval(job: UnlearnJob) -> Approval | None:
+    if not job.policy.get("requires_approval"):
+        return None
+    given = {"decided_by": job.decided_by, "decided_at": job.decided_at, "reason": job.decision_reason}
+    return Approval.model_validate({"status": job.decision or "pending", **given})
+
+
+def _progress(run: Run, position: int | None, wait: float | None) -> Progress:
     return Progress(
         step=run.step,
         total_steps=run.total_steps,
         percent=round(run.percent, 1),
-        eta_seconds=run.eta_seconds,
+        eta_seconds=run.eta_seconds if wait is None else round(float(wait)),
         queue_position=position,
     )

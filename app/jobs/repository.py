@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Executable, Row, Select, func, select, tuple_
+from sqlalchemy import ColumnElement, Executable, Row, Select, and_, case, func, select, tuple_
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningUpdate
@@ -14,11 +16,17 @@ from app.adapters.tables import Adapter, AdapterVersion
 from app.audit.actions import Action
 from app.audit.record import append
 from app.evaluations.tables import EvaluationRow
+from app.jobs import listing, transitions
 from app.jobs.estimate import EarlierRun
-from app.jobs.tables import HEARTBEAT_AGE, JobEvent, Run, UnlearnJob, WorkerHeartbeat
-from app.kit.pagination import newest_first, split_page
+from app.jobs.filters import JobFilters
+from app.jobs.tables import HEARTBEAT_AGE, LIVE, JobEvent, Run, UnlearnJob, WorkerHeartbeat
+from app.kit.pagination import split_page
 
-JobRow = Row[UnlearnJob, Run, str, int | None, str | None]
+JobRow = Row[UnlearnJob, Run, str, int | None, float | None, bool, str | None]
+# A place in the queue is counted up to here: what is beyond says "far", and costs no more than this.
+QUEUE_COUNTED = 100
+# Runs of the tenant whose mean duration tells how long a queued one will wait.
+_MEASURED_RUNS = 20
 
 
 class JobRepository:
@@ -28,15 +36,10 @@ class JobRepository:
         self._session = session
         self._tenant_id = tenant_id
 
-    def _jobs(self) -> Select[UnlearnJob, Run, str, int | None, str | None]:
-        """Job, run, adapter's name, place in the queue, and the control as name@version."""
-        ahead = aliased(Run)
-        # Counts runs of all tenants, since they share the workers; only the number leaves the service.
-        position = (
-            select(func.count() + 1)
-            .where(ahead.status == "queued", tuple_(ahead.created_at, ahead.id) < tuple_(Run.created_at, Run.id))
-            .scalar_subquery()
-        )
+    def _jobs(self) -> Select[UnlearnJob, Run, str, int | None, float | None, bool, str | None]:
+        """Job, run, adapter's name, place in the queue, seconds until its end, overdue, control as name@version."""
+        queued = UnlearnJob.status == "queued"
+        place = _place_in_queue()
         of_control = aliased(Adapter)
         control = (
             select(func.concat(of_control.name, "@", AdapterVersion.number))
@@ -46,39 +49,60 @@ class JobRepository:
             .correlate(UnlearnJob)
             .scalar_subquery()
         )
+        # Postgres computes the branches of CASE for the rows that need them alone.
+        position = case((queued, place))
+        wait = case((queued, self._wait(place)))
+        has_control = UnlearnJob.control_version_id.is_not(None)
         return (
-            select(UnlearnJob, Run, Adapter.name, position, control)
+            select(UnlearnJob, Run, Adapter.name, position, wait, transitions.overdue(), case((has_control, control)))
             .join(Run, Run.id == UnlearnJob.run_id)
             .join(Adapter, Adapter.id == UnlearnJob.adapter_id)
             .where(UnlearnJob.tenant_id == self._tenant_id)
             .execution_options(populate_existing=True)
         )
 
+    def _wait(self, place: ColumnElement[int]) -> ColumnElement[float]:
+        """Seconds until a queued run will have ended; null while no worker lives or nothing was measured."""
+        measured = (
+            select((Run.finished_at - Run.started_at).label("took"))
+            .where(Run.tenant_id == self._tenant_id, Run.status.in_(("succeeded", "gate_failed")))
+            .order_by(Run.finished_at.desc())
+            .limit(_MEASURED_RUNS)
+            .subquery()
+        )
+        mean = select(func.avg(func.extract("epoch", measured.c.took))).scalar_subquery()
+        alive = and_(WorkerHeartbeat.queue == outbox.GPU_QUEUE, WorkerHeartbeat.seen_at > func.now() - HEARTBEAT_AGE)
+        workers = select(func.nullif(func.count(), 0)).where(alive).scalar_subquery()
+        return mean * func.ceil(place / (workers * 1.0))
+
     async def by_id(self, job_id: str) -> JobRow | None:
         """A job with its run."""
         return (await self._session.execute(self._jobs().where(UnlearnJob.id == job_id))).one_or_none()
 
     async def live(self, most: int) -> int:
-        """How many jobs are queued or running, counted up to `most`."""
-        live = UnlearnJob.status.in_(("queued", "running"))
-        some = select(UnlearnJob.id).where(UnlearnJob.tenant_id == self._tenant_id, live).limit(most)
+        """How many jobs have not ended, counted up to `most`."""
+        some = (
+            select(UnlearnJob.id)
+            .where(UnlearnJob.tenant_id == self._tenant_id, UnlearnJob.status.in_(LIVE))
+            .limit(most)
+        )
         return await self._session.scalar(select(func.count()).select_from(some.subquery())) or 0
 
-    async def by_idempotency_key(self, key: str) -> UnlearnJob | None:
-        """The job that was made under this key."""
+    async def of_request(self, adapter_id: str, subject_request_id: str) -> str | None:
+        """The id of the job that a person's request has on an adapter, live or succeeded."""
         return await self._session.scalar(
-            select(UnlearnJob).where(UnlearnJob.tenant_id == self._tenant_id, UnlearnJob.idempotency_key == key)
+            select(UnlearnJob.id).where(
+                UnlearnJob.tenant_id == self._tenant_id,
+                UnlearnJob.adapter_id == adapter_id,
+                UnlearnJob.subject_request_id == subject_request_id,
+                UnlearnJob.status.in_((*LIVE, "succeeded")),
+            )
         )
 
-    async def page(self, limit: int, cursor: str | None, filters: dict[str, str]) -> tuple[list[JobRow], bool]:
-        """One page, newest first, and whether more follow. Filters: status, adapter, subject_request_id."""
-        columns: dict[str, Any] = {
-            "status": UnlearnJob.status,
-            "adapter": Adapter.name,
-            "subject_request_id": UnlearnJob.subject_request_id,
-        }
-        statement = self._jobs().where(*(columns[name] == value for name, value in filters.items()))
-        statement = newest_first(statement, UnlearnJob.created_at, UnlearnJob.id, limit, cursor)
+    async def page(self, limit: int, cursor: str | None, filters: JobFilters) -> tuple[list[JobRow], bool]:
+        """One page, newest first, and whether more follow. Raises Invalid for a cursor that is none."""
+        page = listing.page_ids(self._tenant_id, filters, limit, cursor)
+        statement = self._jobs().join(page, page.c.id == UnlearnJob.id).order_by(page.c.at.desc(), page.c.id.desc())
         return split_page((await self._session.execute(statement)).all(), limit)
 
     async def events(self, job_id: str, limit: int, before: int | None) -> tuple[list[JobEvent], bool]:
@@ -126,21 +150,31 @@ class JobRepository:
         return (await self._session.scalars(statement)).one()
 
     async def active_runs(self, adapter_id: str) -> int:
-        """Runs of an adapter that are queued or running."""
-        active = Run.status.in_(("queued", "running"))
+        """Runs of an adapter that have not ended."""
+        active = Run.status.in_(LIVE)
         statement = select(func.count()).where(Run.tenant_id == self._tenant_id, Run.adapter_id == adapter_id, active)
         return (await self._session.scalars(statement)).one()
 
-    async def add(self, run: Run, job: UnlearnJob) -> None:
-        """Store a new job with its run. Raises IntegrityError when its idempotency key is taken."""
-        self._session.add(run)
-        await self._session.flush()
-        self._session.add(job)
-        await self._session.flush()
+    async def add(self, run: dict[str, Any], job: dict[str, Any]) -> bool:
+        """Store a new job with its run. False when its person's request has a job on the adapter already.
 
-    async def change(self, transition: ReturningUpdate[Run]) -> bool:
-        """Apply a transition of app.jobs.transitions; tells whether the run was in the state that it expects."""
+        Waits for another transaction that stores one for the same request.
+        """
+        await self._session.execute(insert(Run).values(run))
+        stored = insert(UnlearnJob).values(job).on_conflict_do_nothing().returning(UnlearnJob.id)
+        return (await self._session.execute(stored)).one_or_none() is not None
+
+    async def change(self, transition: ReturningUpdate[Run] | ReturningUpdate[str]) -> bool:
+        """Apply a transition of app.jobs.transitions; tells whether the row was in the state that it expects."""
         return (await self._session.scalars(transition)).one_or_none() is not None
+
+    async def revive(self, follow: Select[str, str]) -> bool:
+        """Have ended jobs follow their run back. False when their person's request has another job by now."""
+        try:
+            await self._session.execute(follow)
+        except IntegrityError:
+            return False
+        return True
 
     def record(self, action: Action, job_id: str, **data: object) -> None:
         """Have the audit chain say so once the transaction commits."""
@@ -150,3 +184,17 @@ class JobRepository:
         """Run statements that follow a transition, in its transaction."""
         for statement in statements:
             await self._session.execute(statement)
+
+
+def _place_in_queue() -> ColumnElement[int]:
+    """1 for the run that is next, at most one more than `QUEUE_COUNTED`."""
+    ahead = aliased(Run)
+    # Runs of all tenants, since they share the workers; only the number leaves the service.
+    counted = (
+        select(ahead.id)
+        .where(ahead.status == "queued", tuple_(ahead.created_at, ahead.id) < tuple_(Run.created_at, Run.id))
+        .correlate(Run)
+        .limit(QUEUE_COUNTED)
+        .subquery()
+    )
+    return select(func.count() + 1).select_from(counted).scalar_subquery()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
@@ -19,14 +18,20 @@ _OWN = ("version", "description")
 TIGHTENED = ".tightened"
 
 
-def policy(wanted: str | dict[str, Any]) -> Policy:
+def policy(wanted: str | dict[str, Any], *, require_approval: bool = False) -> Policy:
     """The policy of that name, or one with thresholds tightened and probes added.
+
+    Args:
+        require_approval: whatever the policy says of approval, the job needs it.
 
     Raises:
         Invalid: an unknown name or threshold, or one that is looser than the named policy's.
     """
-    if isinstance(wanted, str):
-        return _named(wanted, "/policy")
+    found = _named(wanted, "/policy") if isinstance(wanted, str) else _tightened(wanted)
+    return found.model_copy(update={"requires_approval": True}) if require_approval else found
+
+
+def _tightened(wanted: dict[str, Any]) -> Policy:
     name = wanted.get("name", DEFAULT_POLICY.name)
     base = _named(name, "/policy/name")
     changes = {key: value for key, value in wanted.items() if key != "name"}
@@ -65,15 +70,14 @@ def _named(name: object, pointer: str) -> Policy:
     return POLICIES[name]
 
 
-def request_digest(request: JobCreate, pepper: bytes) -> bytes:
-    """Tells whether two requests are the same, without keeping either. Raises Invalid."""
+def canonical(request: JobCreate) -> bytes:
+    """A request as it was sent, in one form for all orders of its fields. Raises Invalid."""
     try:
         # As it was sent: a default that changes later must not make a repeated request another one.
         sent = request.model_dump(mode="json", exclude_unset=True)
     except ValueError:
         raise Invalid("the request is nested too deeply, or holds half a surrogate pair") from None
-    canonical = json.dumps(sent, sort_keys=True, separators=(",", ":")).encode()
-    return hashlib.blake2b(canonical, key=pepper[:64], digest_size=32).digest()
+    return json.dumps(sent, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _looser(key: str, wanted: Policy, base: Policy) -> str | None:

@@ -13,7 +13,7 @@ from app.kit.text import Text
 from app.methods import BlurRequest, MethodRequest, Policy, StoredMethod
 from app.webhooks.schemas import CallbackUrl
 
-Status = Literal["queued", "running", "succeeded", "gate_failed", "failed", "cancelled"]
+Status = Literal["awaiting_approval", "queued", "running", "succeeded", "gate_failed", "failed", "cancelled"]
 Phase = Literal["preparing", "unlearning", "evaluating", "packaging", "registering"]
 MAX_INLINE_RECORDS = 1000
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -118,8 +118,13 @@ class Progress(BaseModel):
     step: int
     total_steps: int | None
     percent: float
-    eta_seconds: float | None
-    queue_position: Annotated[int | None, Field(description="1 is next; null when not queued.")]
+    eta_seconds: Annotated[
+        float | None,
+        Field(description="Until the run ends. Of a queued one, by what your last runs took and the workers alive."),
+    ]
+    queue_position: Annotated[
+        int | None, Field(description="1 is next; 101 stands for more than 100 ahead; null when not queued.")
+    ]
 
 
 class JobError(BaseModel):
@@ -127,6 +132,31 @@ class JobError(BaseModel):
 
     code: str
     message: str
+
+
+class Approval(BaseModel):
+    """What became of a job that needs approval. The reason is the one that was given with the decision."""
+
+    status: Literal["pending", "approved", "denied"]
+    decided_by: Annotated[str | None, Field(description="Id of the API key.")]
+    decided_at: datetime | None
+    reason: str | None
+
+
+class Decision(BaseModel):
+    """Why a job is approved or denied. The body may be left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[Text, Field(min_length=1, max_length=500)] | None = None
+
+
+class Extension(BaseModel):
+    """Why a deadline is moved: what the person has to be told (GDPR Art. 12(3))."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: Annotated[Text, Field(min_length=1, max_length=500)]
 
 
 class JobRead(BaseModel):
@@ -155,6 +185,12 @@ class JobRead(BaseModel):
     subject_request_id: str | None
     requested_at: datetime
     due_at: datetime
+    overdue: Annotated[bool, Field(description="The deadline has passed and the job has not ended.")]
+    original_due_at: Annotated[datetime | None, Field(description="Before the deadline was extended.")]
+    extended_at: datetime | None
+    extension_reason: str | None
+    submitted_by: Annotated[str | None, Field(description="Id of the API key.")]
+    approval: Annotated[Approval | None, Field(description="null when the job needs none.")]
     callback_url: str | None = None
     metadata: dict[str, str]
     error: JobError | None
@@ -170,6 +206,6 @@ class EventRead(BaseModel):
     id: int
     created_at: datetime
     level: Literal["info", "warn", "error"]
-    type: Literal["message", "metrics", "status"]
+    type: Literal["message", "metrics", "status", "job.due_soon", "job.overdue"]
     message: str
     data: dict[str, Any]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Insert
-from sqlalchemy.exc import IntegrityError
 
 from app import outbox
 from app.adapters.references import HEAD
@@ -21,21 +22,28 @@ from app.jobs import resolve, transitions
 from app.jobs.repository import JobRepository, JobRow
 from app.jobs.schemas import JobCreate, JobStatistics
 from app.jobs.sets import GivenSet, GivenSets, SetReader
-from app.jobs.tables import Run, UnlearnJob
+from app.jobs.tables import UnlearnJob
 from app.kit.calendar import months_after
 from app.kit.ids import new_id
-from app.kit.problems import Conflict, NotFound, invalid_field
+from app.kit.problems import Conflict, NotFound, Problem, invalid_field
 from app.methods import LEAST_FOR_MEMBERSHIP, Method, Policy
 from app.settings import Settings
+from app.webhooks import events as webhooks
 from app.webhooks.service import WebhookService, check_callback
 
 
-class AlreadyAccepted(Exception):
-    """This idempotency key has made a job before."""
+class DuplicateRequest(Problem):
+    """A person's request has a job on the adapter already."""
 
-    def __init__(self, job_id: str) -> None:
-        super().__init__(job_id)
-        self.job_id = job_id
+    status, code = HTTPStatus.CONFLICT, "duplicate_request"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: a tenant, by one of its API keys."""
+
+    tenant_id: str
+    api_key: str
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class JobService:
         uploads: DatasetService,
         callbacks: WebhookService,
         settings: Settings,
-        tenant_id: str,
+        caller: Caller,
     ) -> None:
         self._jobs = jobs
         self._adapters = adapters
@@ -72,53 +80,61 @@ class JobService:
         self._uploads = uploads
         self._callbacks = callbacks
         self._settings = settings
-        self._tenant_id = tenant_id
+        self._caller = caller
+        self._tenant_id = caller.tenant_id
 
-    async def create(self, request: JobCreate, idempotency_key: str | None) -> str:
+    async def create(self, request: JobCreate) -> str:
         """Check a request, resolve it, and store job, run, event and outbox message. Answers the job's id.
 
         Raises:
             Invalid: something in the request cannot be accepted.
-            AlreadyAccepted: the same request was accepted under this key before.
+            DuplicateRequest: its `subject_request_id` has a job on the adapter, live or succeeded.
         """
-        digest = resolve.request_digest(request, self._settings.pepper)
-        await self._replay(idempotency_key, digest)
         found = await self.resolve(request, SetReader(self._datasets, self._uploads))
         if request.callback_url is not None:
             await self._callbacks.accept(request.callback_url, "/callback_url")
-        run = Run(id=new_id("run"), tenant_id=self._tenant_id, adapter_id=found.adapter.id)
-        job = UnlearnJob(
-            id=new_id("job"),
-            tenant_id=self._tenant_id,
-            adapter_id=found.adapter.id,
-            run_id=run.id,
-            forget_set_id=found.sets.forget.dataset.id,
-            retain_set_id=found.sets.retain.dataset.id,
-            holdout_set_id=found.sets.holdout.dataset.id if found.sets.holdout else None,
-            control_version_id=found.control.id if found.control else None,
-            method=found.method.model_dump(),
-            policy=found.policy.model_dump(),
-            statistics=found.statistics.model_dump(),
-            seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
-            subject_request_id=request.subject_request_id,
-            requested_at=found.requested_at,
-            due_at=found.due_at,
-            callback_url=request.callback_url,
-            labels=dict(request.metadata),
-            idempotency_key=idempotency_key,
-            request_digest=digest if idempotency_key else None,
-        )
-        await self._store(run, job)
-        return job.id
+        job = self._row(request, found)
+        await self._store(job)
+        return str(job["id"])
+
+    def _row(self, request: JobCreate, found: Resolved) -> dict[str, Any]:
+        return {
+            "id": new_id("job"),
+            "tenant_id": self._tenant_id,
+            "adapter_id": found.adapter.id,
+            "run_id": new_id("run"),
+            "status": "awaiting_approval" if found.policy.requires_approval else "queued",
+            "forget_set_id": found.sets.forget.dataset.id,
+            "retain_set_id": found.sets.retain.dataset.id,
+            "holdout_set_id": found.sets.holdout.dataset.id if found.sets.holdout else None,
+            "control_version_id": found.control.id if found.control else None,
+            "method": found.method.model_dump(),
+            "policy": found.policy.model_dump(),
+            "statistics": found.statistics.model_dump(),
+            "seed": request.seed if request.seed is not None else secrets.randbelow(2**31),
+            "subject_request_id": request.subject_request_id,
+            "requested_at": found.requested_at,
+            "due_at": found.due_at,
+            "callback_url": request.callback_url,
+            "metadata": dict(request.metadata),
+            "submitted_by": self._caller.api_key,
+        }
 
     async def resolve(self, request: JobCreate, reader: SetReader) -> Resolved:
-        """Check a request and settle what it leaves open. Raises Invalid when something in it cannot be accepted."""
+        """Check a request and settle what it leaves open.
+
+        Raises:
+            Invalid: something in the request cannot be accepted.
+            DuplicateRequest: its `subject_request_id` has a job on the adapter, live or succeeded.
+        """
         adapter = await self._adapters.by_name(request.adapter)
         if adapter is None:
             raise invalid_field("/adapter", "no adapter of this name is registered; GET /adapters lists them")
         if request.callback_url is not None:
             check_callback(request.callback_url, "/callback_url", self._settings)
-        policy = resolve.policy(request.policy)
+        # Asked before the sets: those of a request that has succeeded are destroyed.
+        await self._refuse_duplicate(adapter.id, request.subject_request_id)
+        policy = resolve.policy(request.policy, require_approval=self._settings.require_approval)
         control = await self._control(request.control, adapter)
         sets = await reader.read(request, adapter.default_retain_set_id)
         _require_holdout(request, sets.holdout)
@@ -137,7 +153,7 @@ class JobService:
         return row
 
     async def cancel(self, job_id: str) -> None:
-        """End a queued job, or ask the worker that runs it to stop. Repeating it does no harm.
+        """End a job that waits, or ask the worker that runs it to stop. Repeating it does no harm.
 
         Raises:
             NotFound: no such job.
@@ -167,6 +183,7 @@ class JobService:
         Raises:
             NotFound: no such job.
             Conflict: the job has not ended, has succeeded, or its records or its control were purged.
+            DuplicateRequest: its person's request has another job by now.
         """
         job, run, *_ = await self.get(job_id)
         for dataset_id in filter(None, (job.forget_set_id, job.retain_set_id, job.holdout_set_id)):
@@ -176,15 +193,19 @@ class JobService:
         control = await self._adapters.hold(job.control_version_id) if job.control_version_id else None
         if control is not None and control.status == "purged":
             raise Conflict("the version that is its control was purged; send a new request")
-        if not await self._jobs.change(transitions.retry(run.id)):
+        approved = job.decision == "approved" or not job.policy.get("requires_approval")
+        if not await self._jobs.change(transitions.retry(run.id, approved=approved)):
             raise Conflict(f"the job is {job.status}; only a gate_failed, failed or cancelled job can be retried")
-        await self._jobs.execute(
-            transitions.follow(run.id, "queued", verdict=None, error=None),
-            self._event(job, "queued again"),
-            outbox.execute_run(run.id),
-        )
+        await self._refuse_duplicate(job.adapter_id, job.subject_request_id)
+        status = "queued" if approved else "awaiting_approval"
+        undecided = {} if approved else dict.fromkeys(("decision", "decided_by", "decided_at", "decision_reason"))
+        if not await self._jobs.revive(transitions.follow(run.id, status, verdict=None, error=None, **undecided)):
+            raise DuplicateRequest("its subject_request_id has another job on this adapter by now")
+        await self._jobs.execute(self._event(job, "queued again" if approved else "waits for approval again"))
+        if approved:
+            await self._jobs.execute(outbox.execute_run(run.id))
         self._jobs.record("job.retried", job.id, run=run.id)
-        self._jobs.record("job.status", job.id, status="queued", run=run.id)
+        self._jobs.record("job.status", job.id, status=status, run=run.id)
 
     def _check_tokens(self, statistics: JobStatistics) -> None:
         tokens, most = statistics.forget.tokens, self._settings.max_forget_tokens
@@ -192,39 +213,42 @@ class JobService:
             about = "about " if tokens.sampled else ""
             raise invalid_field("/forget_set", f"has {about}{tokens.total} tokens, more than {most}; split it")
 
-    async def _replay(self, key: str | None, digest: bytes) -> None:
-        before = await self._jobs.by_idempotency_key(key) if key else None
-        if before is None:
+    async def _refuse_duplicate(self, adapter_id: str, subject_request_id: str | None) -> None:
+        if subject_request_id is None:
             return
-        if before.request_digest != digest:
-            raise invalid_field("/header/Idempotency-Key", "was used for another request; take a new key")
-        raise AlreadyAccepted(before.id)
+        before = await self._jobs.of_request(adapter_id, subject_request_id)
+        if before is not None:
+            raise DuplicateRequest(
+                f"this subject_request_id has a job on this adapter: {before}",
+                headers={"Location": f"/unlearn-jobs/{before}"},
+            )
 
-    async def _store(self, run: Run, job: UnlearnJob) -> None:
-        try:
-            await self._jobs.add(run, job)
-        except IntegrityError:
-            if job.idempotency_key is None:
-                raise
-            # Two equal requests at once: the other one has committed by now.
-            raise Conflict(
-                "a request with this Idempotency-Key is being accepted; repeat this one",
-                headers={"Retry-After": "1"},
-            ) from None
-        await self._jobs.execute(self._event(job, "accepted"), outbox.execute_run(run.id))
+    async def _store(self, job: dict[str, Any]) -> None:
+        job_id, run_id = job["id"], job["run_id"]
+        run = {"id": run_id, **{name: job[name] for name in ("tenant_id", "adapter_id", "status")}}
+        if not await self._jobs.add(run, job):
+            await self._refuse_duplicate(job["adapter_id"], job["subject_request_id"])
+            raise Conflict("a job of this subject_request_id has just ended; repeat this request")
+        waits = job["status"] == "awaiting_approval"
+        message = "accepted; waits for approval" if waits else "accepted"
+        await self._jobs.execute(transitions.event(job_id, self._tenant_id, message, kind="status"))
+        told = webhooks.emit("unlearn_job.awaiting_approval", job_id)
+        await self._jobs.execute(told if waits else outbox.execute_run(run_id))
         self._jobs.record(
             "job.accepted",
-            job.id,
-            run=run.id,
-            adapter=job.adapter_id,
-            forget_set=job.forget_set_id,
-            retain_set=job.retain_set_id,
-            holdout_set=job.holdout_set_id,
-            control=job.control_version_id,
-            method=job.method["type"],
-            policy={"name": job.policy["name"], "version": job.policy["version"]},
-            seed=job.seed,
+            job_id,
+            run=run_id,
+            adapter=job["adapter_id"],
+            forget_set=job["forget_set_id"],
+            retain_set=job["retain_set_id"],
+            holdout_set=job["holdout_set_id"],
+            control=job["control_version_id"],
+            method=job["method"]["type"],
+            policy={"name": job["policy"]["name"], "version": job["policy"]["version"]},
+            seed=job["seed"],
         )
+        if waits:
+            self._jobs.record("job.status", job_id, status="awaiting_approval", run=run_id)
 
     async def _control(self, wanted: str | None, adapter: Adapter) -> AdapterVersion | None:
         """The version that a job names as its control."""

@@ -11,8 +11,6 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
-    LargeBinary,
-    UniqueConstraint,
     func,
     text,
 )
@@ -24,20 +22,30 @@ from app.kit.db import Base
 HEARTBEAT_AGE = timedelta(seconds=30)
 """A worker that was seen longer ago is not counted as alive."""
 
+# Before there is an end: these may still change by themselves, or wait for a person.
+LIVE = ("awaiting_approval", "queued", "running")
+# An end without success, after which the same request may be sent anew.
+UNSUCCESSFUL = ("gate_failed", "failed", "cancelled")
+
+
+def _among(*statuses: str) -> str:
+    return f"status IN ({', '.join(repr(status) for status in statuses)})"
+
 
 class Run(Base):
     """One execution on a worker. `attempt` is the fencing token: a write that carries an older one is refused."""
 
     __tablename__ = "runs"
     __table_args__ = (
-        CheckConstraint(
-            "status IN ('queued', 'running', 'succeeded', 'gate_failed', 'failed', 'cancelled')",
-            name="status",
-        ),
+        CheckConstraint(_among(*LIVE, "succeeded", *UNSUCCESSFUL), name="status"),
         CheckConstraint("(status = 'running') = (lease_until IS NOT NULL)", name="running_has_lease"),
         # One active run per adapter: two claims at once cannot both succeed.
         Index("uq_runs_adapter_running", "adapter_id", unique=True, postgresql_where=text("status = 'running'")),
-        Index("ix_runs_live", "status", "created_at", postgresql_where=text("status IN ('queued', 'running')")),
+        Index("ix_runs_live", "status", "created_at", "id", postgresql_where=text(_among("queued", "running"))),
+        # How long this tenant's runs take, for the wait of a queued one.
+        Index(
+            "ix_runs_measured", "tenant_id", "finished_at", postgresql_where=text(_among("succeeded", "gate_failed"))
+        ),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -67,17 +75,47 @@ class UnlearnJob(Base):
 
     __tablename__ = "unlearn_jobs"
     __table_args__ = (
-        UniqueConstraint("tenant_id", "idempotency_key"),
-        CheckConstraint(
-            "status IN ('queued', 'running', 'succeeded', 'gate_failed', 'failed', 'cancelled')",
-            name="status",
+        CheckConstraint(_among(*LIVE, "succeeded", *UNSUCCESSFUL), name="status"),
+        CheckConstraint("decision IN ('approved', 'denied')", name="decision"),
+        # A person's request makes one job per adapter, until that has ended without success.
+        Index(
+            "uq_unlearn_jobs_request",
+            "tenant_id",
+            "adapter_id",
+            "subject_request_id",
+            unique=True,
+            postgresql_where=text(f"subject_request_id IS NOT NULL AND {_among(*LIVE, 'succeeded')}"),
         ),
+        # One per way to list, so that a page costs the same however many jobs there are.
         Index("ix_unlearn_jobs_list", "tenant_id", "created_at", "id"),
-        Index("ix_unlearn_jobs_live", "tenant_id", postgresql_where=text("status IN ('queued', 'running')")),
         Index(
             "ix_unlearn_jobs_control_version_id",
             "control_version_id",
             postgresql_where=text("control_version_id IS NOT NULL"),
+        ),
+        Index("ix_unlearn_jobs_status", "tenant_id", "status", "created_at", "id"),
+        Index("ix_unlearn_jobs_adapter", "tenant_id", "adapter_id", "created_at", "id"),
+        Index(
+            "ix_unlearn_jobs_subject",
+            "tenant_id",
+            "subject_request_id",
+            "created_at",
+            "id",
+            postgresql_where=text("subject_request_id IS NOT NULL"),
+        ),
+        Index("ix_unlearn_jobs_due", "tenant_id", "due_at", "id"),
+        Index("ix_unlearn_jobs_live", "tenant_id", "due_at", "id", postgresql_where=text(_among(*LIVE))),
+        Index(
+            "ix_unlearn_jobs_metadata",
+            "metadata",
+            postgresql_using="gin",
+            postgresql_ops={"metadata": "jsonb_path_ops"},
+        ),
+        # What the deadline clock looks at.
+        Index(
+            "ix_unlearn_jobs_deadline",
+            "due_at",
+            postgresql_where=text(f"overdue_noted_at IS NULL AND {_among(*LIVE)}"),
         ),
     )
 
@@ -104,8 +142,17 @@ class UnlearnJob(Base):
     due_at: Mapped[datetime]
     # `metadata` is SQLAlchemy's own word on a mapped class.
     labels: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB)
-    idempotency_key: Mapped[str | None]
-    request_digest: Mapped[bytes | None] = mapped_column(LargeBinary)
+    # The API key that asked, and the one that approved or denied.
+    submitted_by: Mapped[str | None]
+    decided_by: Mapped[str | None]
+    decided_at: Mapped[datetime | None]
+    decision: Mapped[str | None]
+    decision_reason: Mapped[str | None]
+    original_due_at: Mapped[datetime | None]
+    extended_at: Mapped[datetime | None]
+    extension_reason: Mapped[str | None]
+    due_soon_noted_at: Mapped[datetime | None]
+    overdue_noted_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     finished_at: Mapped[datetime | None]
 

@@ -4,29 +4,34 @@ API, worker and reaper all go through this module. A statement names the status 
 writes, the attempt (fencing token) that it holds; when a row comes back the change happened, when none does somebody
 else was first and the caller has to stop. Times are the database's, so that clocks of machines do not matter.
 
+    awaiting_approval ──approve──> queued         awaiting_approval ──deny, cancel──> cancelled
     queued ──claim──> running ──finish──> succeeded | gate_failed | failed | cancelled
       ^                  │
       └──hand back, lost─┘              queued ──cancel──> cancelled
-    gate_failed | failed | cancelled ──retry──> queued
+    gate_failed | failed | cancelled ──retry──> queued | awaiting_approval
+
+Whoever adds events to a job has locked its run's row before, by a change of the run or with `lock`: so the ids of a
+job's events rise in the order in which they are committed, and whoever reads on from an id misses none.
 """
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from sqlalchemy import Insert, Select, and_, exists, func, insert, select, update
+from sqlalchemy import ColumnElement, Insert, Select, and_, exists, func, insert, select, update
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
-from app.jobs.tables import JobEvent, Run, UnlearnJob
+from app.jobs.tables import LIVE, UNSUCCESSFUL, JobEvent, Run, UnlearnJob
 from app.webhooks import events as webhooks
 
 FinalStatus = Literal["succeeded", "gate_failed", "failed", "cancelled"]
 Level = Literal["info", "warn", "error"]
-Kind = Literal["message", "metrics", "status"]
-RETRYABLE = ("gate_failed", "failed", "cancelled")
-FINAL = ("succeeded", *RETRYABLE)
+Kind = Literal["message", "metrics", "status", "job.due_soon", "job.overdue"]
+Decision = Literal["approved", "denied"]
+FINAL = ("succeeded", *UNSUCCESSFUL)
+NOW = func.now()  # the database's, for whoever adds a time to a transition
 # A queued run's message is published again after this long, then after twice as long each time, up to five minutes:
 # the broker may have lost it, and a message too many does no harm.
 FIRST_REPUBLISH = timedelta(seconds=60)
@@ -124,7 +129,7 @@ def cancel_queued(run_id: str) -> ReturningUpdate[Run]:
     """End a run that no worker has."""
     return (
         update(Run)
-        .where(Run.id == run_id, Run.status == "queued")
+        .where(Run.id == run_id, Run.status.in_(("queued", "awaiting_approval")))
         .values(status="cancelled", cancel_requested_at=func.now(), phase=None, finished_at=func.now())
         .returning(Run)
     )
@@ -140,14 +145,92 @@ def request_cancel(run_id: str) -> ReturningUpdate[Run]:
     )
 
 
-def retry(run_id: str) -> ReturningUpdate[Run]:
-    """Queue a run again that ended without success. Its attempts go on counting: the token never falls."""
+def approve(run_id: str) -> ReturningUpdate[Run]:
+    """Queue a run that waited for approval."""
+    return update(Run).where(Run.id == run_id, Run.status == "awaiting_approval").values(**_queued()).returning(Run)
+
+
+def deny(run_id: str) -> ReturningUpdate[Run]:
+    """End a run that waited for approval."""
     return (
         update(Run)
-        .where(Run.id == run_id, Run.status.in_(RETRYABLE))
-        .values(**_queued(), lost_workers=0, cancel_requested_at=None, started_at=None, finished_at=None)
+        .where(Run.id == run_id, Run.status == "awaiting_approval")
+        .values(status="cancelled", finished_at=func.now())
         .returning(Run)
     )
+
+
+def retry(run_id: str, *, approved: bool = True) -> ReturningUpdate[Run]:
+    """Queue a run again that ended without success. Its attempts go on counting: the token never falls.
+
+    Args:
+        approved: nobody has to be asked; otherwise the run waits for approval first.
+    """
+    again = _queued() if approved else {**_queued(), "status": "awaiting_approval"}
+    return (
+        update(Run)
+        .where(Run.id == run_id, Run.status.in_(UNSUCCESSFUL))
+        .values(**again, lost_workers=0, cancel_requested_at=None, started_at=None, finished_at=None)
+        .returning(Run)
+    )
+
+
+def extend(job_id: str, due_at: datetime, reason: str) -> ReturningUpdate[str]:
+    """Move a job's deadline, once, before it has passed. Both deadlines are warned of again."""
+    return (
+        update(UnlearnJob)
+        .where(
+            UnlearnJob.id == job_id,
+            UnlearnJob.extended_at.is_(None),
+            UnlearnJob.due_at >= func.now(),
+            UnlearnJob.status.not_in(("succeeded", "cancelled")),
+        )
+        .values(
+            original_due_at=UnlearnJob.due_at,
+            due_at=due_at,
+            extended_at=func.now(),
+            extension_reason=reason,
+            due_soon_noted_at=None,
+        )
+        .returning(UnlearnJob.id)
+    )
+
+
+def overdue() -> ColumnElement[bool]:
+    """The condition that a job has not ended and its deadline has passed."""
+    return and_(UnlearnJob.status.in_(LIVE), UnlearnJob.due_at < func.now())
+
+
+def note_due_soon(job_id: str, before: timedelta) -> ReturningUpdate[str]:
+    """Note that a live job's deadline is near; nothing comes back when that was noted, or the deadline has passed."""
+    return (
+        update(UnlearnJob)
+        .where(UnlearnJob.id == job_id, due_soon(before))
+        .values(due_soon_noted_at=func.now())
+        .returning(UnlearnJob.id)
+    )
+
+
+def due_soon(before: timedelta) -> ColumnElement[bool]:
+    """The condition that a live job's deadline is near, which nobody has noted yet."""
+    near = and_(UnlearnJob.due_at >= func.now(), UnlearnJob.due_at < func.now() + before)
+    unnoted = and_(UnlearnJob.due_soon_noted_at.is_(None), UnlearnJob.overdue_noted_at.is_(None))
+    return and_(UnlearnJob.status.in_(LIVE), near, unnoted)
+
+
+def note_overdue(job_id: str) -> ReturningUpdate[str]:
+    """Note that a live job's deadline has passed; nothing comes back when that was noted."""
+    return (
+        update(UnlearnJob)
+        .where(UnlearnJob.id == job_id, UnlearnJob.overdue_noted_at.is_(None), overdue())
+        .values(overdue_noted_at=func.now())
+        .returning(UnlearnJob.id)
+    )
+
+
+def lock(run_id: str) -> Select[str]:
+    """Lock a run's row, as a change of the run would."""
+    return select(Run.id).where(Run.id == run_id).with_for_update()
 
 
 def follow(run_id: str, status: str, **values: object) -> Select[str, str]:

@@ -82,6 +82,9 @@ class Policy(Strict):
         int,
         Field(ge=1, le=4, description="Trainings in one run: each failed gate is followed by a stronger method."),
     ] = 1
+    requires_approval: Annotated[
+        bool, Field(description="The job waits until another API key than the submitter's approves it.")
+    ] = False
 
     max_forget_probability: _Share = 0.20
     max_forget_extraction_strength: _Share = 0.10

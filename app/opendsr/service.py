@@ -145,7 +145,7 @@ class OpenDsrService:
                 "requested_at": request.submitted_time.isoformat(),
             }
         )
-        job_id = await self._jobs.create(job, None)
+        job_id = await self._jobs.create(job)
         await self._requests.link(request_id, job_id)
         await self._indexes.claim(job_id, found.entries)
         return job_id

@@ -60,6 +60,12 @@ _ANSWERS = (
         "Use a key with one of the scopes that `WWW-Authenticate` names.",
     ),
     _answer(
+        "own_request",
+        403,
+        "The key submitted the job, so that another one has to approve or deny it.",
+        "Have a colleague decide, with a key of their own.",
+    ),
+    _answer(
         "not_found",
         404,
         "There is no such thing. What belongs to another tenant is not found either.",
@@ -76,6 +82,18 @@ _ANSWERS = (
         409,
         "The state of things does not allow it. `detail` says which state.",
         "Wait for the state to change, or change it, then send the request again.",
+    ),
+    _answer(
+        "duplicate_request",
+        409,
+        "The person's request (`subject_request_id`) has a job on this adapter that is live or has succeeded.",
+        "Follow that job: `detail` gives its id and `Location` its path.",
+    ),
+    _answer(
+        "idempotency_key_in_use",
+        409,
+        "The first request under this `Idempotency-Key` has not been answered yet.",
+        "Send the same request again after `Retry-After` seconds.",
     ),
     _answer(
         "gone",
@@ -108,6 +126,12 @@ _ANSWERS = (
         "Correct what `errors` names; each `pointer` is a JSON Pointer into the request.",
     ),
     _answer(
+        "idempotency_key_reused",
+        422,
+        "The `Idempotency-Key` came with another request before.",
+        "Take a new key for a new request; send the old request unchanged to get its answer again.",
+    ),
+    _answer(
         "rate_limited",
         429,
         "More requests than the limit allows: per key for reads and for writes, per address for wrong keys.",
@@ -116,7 +140,7 @@ _ANSWERS = (
     _answer(
         "quota_exceeded",
         429,
-        "As many jobs as the tenant may have are queued or running.",
+        "As many jobs as the tenant may have at a time have not ended.",
         "Wait for jobs to end, or cancel some, then send the request again.",
     ),
     Code(
@@ -144,6 +168,11 @@ _JOBS = (
         "dataset_unreadable",
         "A set was purged, or its key is missing.",
         "Upload the records again and submit a new job; or give the workers every key of `LETHE_ENCRYPTION_KEYS`.",
+    ),
+    _job(
+        "denied",
+        "Somebody denied the approval that the job waited for; `approval` says when, by which key and why.",
+        "Settle it with whoever denied it. A retry asks for approval again.",
     ),
     _job(
         "evaluation_failed",

@@ -35,6 +35,7 @@ PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys", "/problems", "/problems
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("PATCH", "/adapters/{name}"): {"default_retain_set": None},
     ("PUT", "/adapters/{name}/aliases/{alias}"): {"version": 1},
+    ("POST", "/unlearn-jobs/{job_id}/extend"): {"reason": "x"},
 }
 PUBLIC |= {"/opendsr/v2/discovery", "/opendsr/v2/certificate.pem"}
 KEYS = {"type", "title", "status", "detail", "code", "request_id", "errors"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -362,23 +361,6 @@ async def test_training_may_be_asked_to_go_further(client: httpx.AsyncClient) ->
     stricter = {"training_max_forget_extraction_strength": 0.0, "training_min_retain_probability_ratio": 1.0}
     job = await new_job(client, policy=stricter)
     assert {name: job["policy"][name] for name in stricter} == stricter
-
-
-async def test_the_same_key_and_body_make_one_job(client: httpx.AsyncClient) -> None:
-    headers = {"Idempotency-Key": "k-1"}
-    forget = await upload(client, "forget", record("Ada"))
-    retain = await upload(client, "retain", record("Bob"))
-    body = {"adapter": "support-bot", "forget_set": forget, "retain_set": retain}
-    calls = [client.post("/unlearn-jobs", json=body, headers=headers) for _ in range(8)]
-    answers = await asyncio.gather(*calls)
-    assert {answer.status_code for answer in answers} <= {202, 409}
-    again = await client.post("/unlearn-jobs", json=body, headers=headers)
-    assert again.status_code == 202
-    assert {answer.json()["id"] for answer in answers if answer.status_code == 202} == {again.json()["id"]}
-    other = await client.post("/unlearn-jobs", json={**body, "seed": 1}, headers=headers)
-    assert other.status_code == 422
-    assert other.json()["errors"][0]["pointer"] == "/header/Idempotency-Key"
-    assert len((await client.get("/unlearn-jobs")).json()["data"]) == 1
 
 
 async def test_jobs_are_listed_newest_first_and_filtered(client: httpx.AsyncClient) -> None:

@@ -78,7 +78,8 @@ def test_every_kind_of_problem_has_a_page() -> None:
 
 
 def test_every_code_of_a_failed_job_has_a_page() -> None:
-    source = "".join(path.read_text() for path in (ROOT / "worker").glob("*.py"))
+    sources = [*(ROOT / "worker").glob("*.py"), ROOT / "app/jobs/deciding.py"]
+    source = "".join(path.read_text() for path in sources)
     codes = set(re.findall(r'JobError\(\s*"([a-z_]+)"', source)) | set(re.findall(r'"code": "([a-z_]+)"', source))
     codes |= set(re.findall(r'Error: "([a-z_]+)"', source)) | set(re.findall(r'_fail\(lease, "([a-z_]+)"', source))
     assert len(codes) > 8

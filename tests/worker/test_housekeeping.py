@@ -11,11 +11,19 @@ from app import outbox
 from app.adapters.tables import Adapter, AdapterVersion
 from app.audit.tables import AuditEntry
 from app.datasets.tables import Dataset
-from app.jobs.tables import OutboxMessage, Run
+from app.jobs import transitions
+from app.jobs.tables import JobEvent, OutboxMessage, Run, UnlearnJob
 from app.kit.storage import LocalStorage
 from tests.worker.rows import add_adapter, add_job, change, job_of, messages, run_of
 from worker.database import engine, new_session, storage
-from worker.housekeeping import delete_blobs, purge_datasets, purge_versions, reap_runs, relay_outbox
+from worker.housekeeping import (
+    announce_deadlines,
+    delete_blobs,
+    purge_datasets,
+    purge_versions,
+    reap_runs,
+    relay_outbox,
+)
 from worker.lease import claim
 
 pytestmark = pytest.mark.usefixtures("service")
@@ -148,6 +156,39 @@ def test_datasets_are_purged_when_due_unless_a_live_job_needs_them() -> None:
     for key in (purged.blob_key, purged.digests_key):
         with pytest.raises(FileNotFoundError):
             storage().size(key)
+
+
+def test_deadlines_are_told_of_once_each() -> None:
+    now = datetime.now(UTC)
+    near, far, late, ended = (add_job(add_adapter(name)) for name in ("near", "far", "late", "ended"))
+    for job, days in ((near, 3), (far, 20), (late, -1), (ended, -1)):
+        change(UnlearnJob, job.id, due_at=now + timedelta(days=days))
+    change(UnlearnJob, ended.id, status="failed")
+    assert announce_deadlines() == 2
+    assert announce_deadlines() == 0
+    assert [messages(job) for job in (near, far, late, ended)] == [
+        ["the deadline is near"],
+        [],
+        ["the deadline has passed"],
+        [],
+    ]
+    change(UnlearnJob, near.id, due_at=now - timedelta(days=1))
+    assert announce_deadlines() == 1
+    assert announce_deadlines() == 0
+    assert messages(near)[-1] == "the deadline has passed"
+    with new_session() as session:
+        kinds = session.scalars(select(JobEvent.type).where(JobEvent.job_id == near.id).order_by(JobEvent.id)).all()
+    assert kinds == ["job.due_soon", "job.overdue"]
+
+
+def test_an_extended_deadline_is_warned_of_again() -> None:
+    job = add_job(add_adapter())
+    change(UnlearnJob, job.id, due_at=datetime.now(UTC) + timedelta(days=3))
+    announce_deadlines()
+    with new_session() as session, session.begin():
+        session.execute(transitions.extend(job.id, datetime.now(UTC) + timedelta(days=5), "x")).one()
+    assert announce_deadlines() == 1
+    assert messages(job) == ["the deadline is near"] * 2
 
 
 def test_blobs_are_only_deleted_once_the_key_is_gone() -> None:

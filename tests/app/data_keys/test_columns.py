@@ -9,11 +9,12 @@ from app.tables import metadata
 
 # Nothing to be had from them and nothing to be rotated: keyed digests, and what everybody may know.
 NO_SECRETS = {
+    "accepted_requests.key_digest",
+    "accepted_requests.request_digest",
     "api_keys.hash",
     "api_keys.previous_hash",
     "opendsr_requests.digest",
     "signing_keys.public_key",
-    "unlearn_jobs.request_digest",
     "webhook_secrets.public_key",
 }
 

@@ -1,0 +1,1 @@
+"""Requests that happen once: `Idempotency-Key`, after draft-ietf-httpapi-idempotency-key-header."""
