@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,8 @@ def test_plain_sentences_are_judged_where_the_base_makes_sense_of_them(
     monkeypatch.setattr("worker.evaluation.battery.utility._says_something", lambda *_: True)
     subject = make_subject(llama, folder, policy=STRICT)
     assert outcome(Utility().run(subject))["general_nll_increase"]
-    subject.folders = {**subject.folders, "result": adapter_that_knows(llama, FORGET_RECORDS, folder / "only")}
+    only_forgotten = adapter_that_knows(llama, FORGET_RECORDS, folder / "only")
+    subject = replace(subject, folders={**subject.folders, "result": only_forgotten})
     assert not outcome(Utility().run(subject))["general_nll_increase"]
 
 
