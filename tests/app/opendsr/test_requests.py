@@ -195,9 +195,9 @@ async def test_what_cannot_be_carried_out_is_a_400_in_the_specifications_shape_a
         error = response.json()["error"]
         assert (error["code"], error["errors"][0]["domain"]) == (400, "Validation")
         assert response.json()["errors"][0]["pointer"].startswith(pointer), (change, response.text)
-        assert "ada" not in response.text.lower().replace("readable", ""), (change, response.text)
+        assert "quill" not in response.text.lower(), (change, response.text)
     broken = await client.post("/opendsr/v2/requests", content=b'{"regulation": ada.quill')
-    assert (broken.status_code, "ada" in broken.text) == (400, False)
+    assert (broken.status_code, "quill" in broken.text) == (400, False)
     assert await jobs(client) == []
 
 
