@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from app.audit.record import ACTOR
 from app.auth.guard import Guard
 from app.auth.scopes import Scope
+from app.kit.driver import Reads
 from app.kit.storage import Storage
 from app.settings import Settings
 
@@ -37,8 +38,14 @@ async def open_session(request: Request) -> AsyncIterator[AsyncSession]:
         yield session
 
 
+async def reads_of(request: Request) -> Reads:
+    """Connections for questions of one statement."""
+    return cast(Reads, request.app.state.reads)
+
+
 SettingsDep = Annotated[Settings, Depends(settings_of)]
 StorageDep = Annotated[Storage, Depends(storage_of)]
+ReadsDep = Annotated[Reads, Depends(reads_of)]
 # Scope "function" ends the transaction before the answer leaves: nobody is told of a thing that was not committed.
 SessionDep = Annotated[AsyncSession, Depends(open_session, scope="function")]
 

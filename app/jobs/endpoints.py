@@ -15,11 +15,12 @@ from app.auth.guard import GuardedRoute
 from app.datasets.endpoints import dataset_service
 from app.datasets.repository import DatasetRepository
 from app.datasets.service import DatasetService
-from app.dependencies import SessionDep, SettingsDep, StorageDep, TenantDep, requires
+from app.dependencies import ReadsDep, SessionDep, SettingsDep, StorageDep, TenantDep, requires
 from app.evaluations.report import HEADERS, HTML, prefers_html, report
 from app.evaluations.schemas import EvaluationRead
 from app.idempotency.repository import AcceptedRequestRepository, Answer
 from app.idempotency.service import Once
+from app.jobs import lookup
 from app.jobs.deciding import Decisions
 from app.jobs.filters import METADATA_PARAMETER, JobFilters, job_filters
 from app.jobs.listing import cursor_after
@@ -29,7 +30,7 @@ from app.jobs.quota import within_quota
 from app.jobs.repository import JobRepository
 from app.jobs.resolve import canonical
 from app.jobs.schemas import Decision, EventRead, Extension, JobCreate, JobRead
-from app.jobs.service import Caller, JobService
+from app.jobs.service import Caller, JobService, no_such_job
 from app.jobs.sets import SetReader
 from app.kit.pagination import Cursor, Limit, Page
 from app.kit.problems import Conflict, Gone, NotFound, invalid_field, responses
@@ -155,9 +156,12 @@ async def list_all(
 
 
 @router.get("/{job_id}", dependencies=[requires("jobs:read")], operation_id="get_unlearn_job", responses=_READ)
-async def get(job_id: str, response: Response, service: ServiceDep) -> JobRead:
+async def get(job_id: str, response: Response, reads: ReadsDep, tenant: TenantDep) -> JobRead:
     """One job."""
-    job = present(await service.get(job_id))
+    found = await lookup.find(reads, tenant, job_id)
+    if found is None:
+        raise no_such_job()
+    job = present(found)
     response.headers.update(retry_after(job))
     return job
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from app.jobs.lookup import JobView
 from app.jobs.repository import JobRow
 from app.jobs.schemas import Approval, EventRead, JobRead, Progress
 from app.jobs.tables import JobEvent, Run, UnlearnJob
 
 
-def present(row: JobRow) -> JobRead:
+def present(row: JobRow | JobView) -> JobRead:
     """A job as it is shown."""
     job, run, adapter, position, wait, overdue, control = row
     return JobRead.model_validate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import ColumnElement, Executable, Row, Select, and_, case, func, select, tuple_
+from sqlalchemy import ColumnElement, Executable, Row, Select, and_, bindparam, case, func, select, tuple_
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -29,6 +29,54 @@ QUEUE_COUNTED = 100
 _MEASURED_RUNS = 20
 
 
+def shown(*columns: Any) -> Select[*tuple[Any, ...]]:  # noqa: ANN401 - entities or columns
+    """These of jobs and their runs, then adapter's name, place in the queue, seconds until its end, overdue, control.
+
+    The control is shown as name@version. The tenant is the bound value `tenant`.
+    """
+    queued = UnlearnJob.status == "queued"
+    place = _place_in_queue()
+    of_control = aliased(Adapter)
+    control = (
+        select(func.concat(of_control.name, "@", AdapterVersion.number))
+        .select_from(AdapterVersion)
+        .join(of_control, of_control.id == AdapterVersion.adapter_id)
+        .where(AdapterVersion.id == UnlearnJob.control_version_id)
+        .correlate(UnlearnJob)
+        .scalar_subquery()
+    )
+    # Postgres computes the branches of CASE for the rows that need them alone.
+    about = {
+        "adapter": Adapter.name,
+        "position": case((queued, place)),
+        "wait": case((queued, _wait(place))),
+        "overdue": transitions.overdue(),
+        "control": case((UnlearnJob.control_version_id.is_not(None), control)),
+    }
+    return (
+        select(*columns, *(column.label(name) for name, column in about.items()))
+        .select_from(UnlearnJob)
+        .join(Run, Run.id == UnlearnJob.run_id)
+        .join(Adapter, Adapter.id == UnlearnJob.adapter_id)
+        .where(UnlearnJob.tenant_id == bindparam("tenant"))
+    )
+
+
+def _wait(place: ColumnElement[int]) -> ColumnElement[float]:
+    """Seconds until a queued run will have ended; null while no worker lives or nothing was measured."""
+    measured = (
+        select((Run.finished_at - Run.started_at).label("took"))
+        .where(Run.tenant_id == bindparam("tenant"), Run.status.in_(("succeeded", "gate_failed")))
+        .order_by(Run.finished_at.desc())
+        .limit(_MEASURED_RUNS)
+        .subquery()
+    )
+    mean = select(func.avg(func.extract("epoch", measured.c.took))).scalar_subquery()
+    alive = and_(WorkerHeartbeat.queue == outbox.GPU_QUEUE, WorkerHeartbeat.seen_at > func.now() - HEARTBEAT_AGE)
+    workers = select(func.nullif(func.count(), 0)).where(alive).scalar_subquery()
+    return mean * func.ceil(place / (workers * 1.0))
+
+
 class JobRepository:
     """Jobs of one tenant."""
 
@@ -36,48 +84,10 @@ class JobRepository:
         self._session = session
         self._tenant_id = tenant_id
 
-    def _jobs(self) -> Select[UnlearnJob, Run, str, int | None, float | None, bool, str | None]:
-        """Job, run, adapter's name, place in the queue, seconds until its end, overdue, control as name@version."""
-        queued = UnlearnJob.status == "queued"
-        place = _place_in_queue()
-        of_control = aliased(Adapter)
-        control = (
-            select(func.concat(of_control.name, "@", AdapterVersion.number))
-            .select_from(AdapterVersion)
-            .join(of_control, of_control.id == AdapterVersion.adapter_id)
-            .where(AdapterVersion.id == UnlearnJob.control_version_id)
-            .correlate(UnlearnJob)
-            .scalar_subquery()
-        )
-        # Postgres computes the branches of CASE for the rows that need them alone.
-        position = case((queued, place))
-        wait = case((queued, self._wait(place)))
-        has_control = UnlearnJob.control_version_id.is_not(None)
-        return (
-            select(UnlearnJob, Run, Adapter.name, position, wait, transitions.overdue(), case((has_control, control)))
-            .join(Run, Run.id == UnlearnJob.run_id)
-            .join(Adapter, Adapter.id == UnlearnJob.adapter_id)
-            .where(UnlearnJob.tenant_id == self._tenant_id)
-            .execution_options(populate_existing=True)
-        )
-
-    def _wait(self, place: ColumnElement[int]) -> ColumnElement[float]:
-        """Seconds until a queued run will have ended; null while no worker lives or nothing was measured."""
-        measured = (
-            select((Run.finished_at - Run.started_at).label("took"))
-            .where(Run.tenant_id == self._tenant_id, Run.status.in_(("succeeded", "gate_failed")))
-            .order_by(Run.finished_at.desc())
-            .limit(_MEASURED_RUNS)
-            .subquery()
-        )
-        mean = select(func.avg(func.extract("epoch", measured.c.took))).scalar_subquery()
-        alive = and_(WorkerHeartbeat.queue == outbox.GPU_QUEUE, WorkerHeartbeat.seen_at > func.now() - HEARTBEAT_AGE)
-        workers = select(func.nullif(func.count(), 0)).where(alive).scalar_subquery()
-        return mean * func.ceil(place / (workers * 1.0))
-
     async def by_id(self, job_id: str) -> JobRow | None:
         """A job with its run."""
-        return (await self._session.execute(self._jobs().where(UnlearnJob.id == job_id))).one_or_none()
+        values = {"tenant": self._tenant_id, "id": job_id}
+        return (await self._session.execute(_BY_ID, values)).one_or_none()
 
     async def live(self, most: int) -> int:
         """How many jobs have not ended, counted up to `most`."""
@@ -102,8 +112,8 @@ class JobRepository:
     async def page(self, limit: int, cursor: str | None, filters: JobFilters) -> tuple[list[JobRow], bool]:
         """One page, newest first, and whether more follow. Raises Invalid for a cursor that is none."""
         page = listing.page_ids(self._tenant_id, filters, limit, cursor)
-        statement = self._jobs().join(page, page.c.id == UnlearnJob.id).order_by(page.c.at.desc(), page.c.id.desc())
-        return split_page((await self._session.execute(statement)).all(), limit)
+        statement = _JOBS.join(page, page.c.id == UnlearnJob.id).order_by(page.c.at.desc(), page.c.id.desc())
+        return split_page((await self._session.execute(statement, {"tenant": self._tenant_id})).all(), limit)
 
     async def events(self, job_id: str, limit: int, before: int | None) -> tuple[list[JobEvent], bool]:
         """One page of a job's events, newest first, and whether more follow."""
@@ -198,3 +208,8 @@ def _place_in_queue() -> ColumnElement[int]:
         .subquery()
     )
     return select(func.count() + 1).select_from(counted).scalar_subquery()
+
+
+# Built once: that takes longer than asking.
+_JOBS = shown(UnlearnJob, Run).execution_options(populate_existing=True)
+_BY_ID = _JOBS.where(UnlearnJob.id == bindparam("id"))

@@ -149,7 +149,7 @@ class JobService:
         """A job with its run. Raises NotFound."""
         row = await self._jobs.by_id(job_id)
         if row is None:
-            raise NotFound("there is no job with this id; GET /unlearn-jobs lists them")
+            raise no_such_job()
         return row
 
     async def cancel(self, job_id: str) -> None:
@@ -285,3 +285,8 @@ def _require_holdout(request: JobCreate, holdout: GivenSet | None) -> None:
         )
     if holdout.dataset.records < LEAST_FOR_MEMBERSHIP:
         raise invalid_field("/holdout_set", f"needs at least {LEAST_FOR_MEMBERSHIP} records to judge membership by")
+
+
+def no_such_job() -> NotFound:
+    """There is none, or it is another tenant's."""
+    return NotFound("there is no job with this id; GET /unlearn-jobs lists them")

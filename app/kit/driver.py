@@ -39,9 +39,12 @@ class Prepared:
         compiled = cast(SQLCompiler, cast(ClauseElement, statement).compile(dialect=_DIALECT))
         if compiled.insert_prefetch or compiled.update_prefetch:
             raise ValueError("a column's default is Python's: give it a value")
-        self._text = str(compiled).encode()
-        self._fixed = dict(compiled.params)
-        self._bind = cast("dict[str, Callable[[Any], object]]", compiled._bind_processors)
+        # With the values of every IN: there is no later moment to put them there.
+        expanded = compiled.construct_expanded_state(compiled.params)
+        self._text = expanded.statement.encode()
+        self._fixed = dict(expanded.parameters)
+        processors = {**compiled._bind_processors, **expanded.processors}
+        self._bind = cast("dict[str, Callable[[Any], object]]", processors)
 
     async def rows(self, session: AsyncSession, **values: object) -> list[Any]:
         """The rows in the session's transaction, with the columns as attributes.
