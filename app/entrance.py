@@ -111,11 +111,11 @@ def _problem_of(request: Request, error: Exception) -> JSONResponse:
 
 
 def allowed_methods(request: Request) -> list[str]:
-    """Every method that the path of a request can be asked with."""
-    routes = iter_route_contexts(request.app.routes)
+    """Every method of the path that a request names: of the first route that has it, and of those written alike."""
     path = request.scope["path"]
-    found = [route.methods or () for route in routes if route.path and compile_path(route.path)[0].match(path)]
-    return sorted({method for methods in found for method in methods})
+    routes = [route for route in iter_route_contexts(request.app.routes) if route.path]
+    first = next((route.path for route in routes if route.path and compile_path(route.path)[0].match(path)), None)
+    return sorted({method for route in routes if route.path == first for method in route.methods or ()})
 
 
 def is_public(path: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from app.kit.addresses import MAX_URL
 from app.kit.text import Text
@@ -15,8 +15,8 @@ from app.webhooks.signing import Signature
 DeliveryStatus = Literal["pending", "succeeded", "failed"]
 
 
-def _each_once(value: Any) -> Any:  # noqa: ANN401 - whatever was sent
-    return list(dict.fromkeys(value)) if isinstance(value, list) and all(isinstance(v, str) for v in value) else value
+def _each_once(values: list[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
 
 
 CallbackUrl = Annotated[
@@ -30,13 +30,13 @@ CallbackUrl = Annotated[
 ]
 _Events = Annotated[
     list[EventType],
-    BeforeValidator(_each_once),
     Field(max_length=len(EVENTS), description="What to be told of; empty means everything, future types included."),
+    AfterValidator(_each_once),
 ]
 _Signatures = Annotated[
     list[Signature],
-    BeforeValidator(_each_once),
     Field(min_length=1, max_length=2, description="v1 is HMAC-SHA256, v1a is Ed25519; with both, either verifies."),
+    AfterValidator(_each_once),
 ]
 
 

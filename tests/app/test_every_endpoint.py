@@ -278,6 +278,8 @@ async def test_a_wrong_method_is_told_all_right_ones(client: httpx.AsyncClient) 
     assert response.status_code == 405
     assert response.headers["allow"] == "GET, POST"
     assert (await client.delete("/unlearn-jobs/job_0/adapter")).headers["allow"] == "GET, HEAD"
+    # Not those of /webhook-endpoints/{endpoint_id}.
+    assert (await client.put("/webhook-endpoints/callback-key")).headers["allow"] == "GET"
 
 
 async def test_a_crash_tells_nothing_of_its_cause(
