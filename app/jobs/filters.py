@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Query, Request
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BeforeValidator
 
 from app.adapters.schemas import AdapterName
 from app.jobs.schemas import Status
 from app.kit.problems import invalid_field
 from app.kit.text import Text
 
+_DATE = re.compile(r"\d{4}-\d\d-\d\d[Tt ]", re.ASCII)
 _METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 MAX_PAIRS = 16
 # FastAPI cannot describe a parameter that is named metadata[k].
@@ -44,12 +45,23 @@ class JobFilters:
         return self.overdue or self.due_before is not None
 
 
+def _with_a_date(value: object) -> object:
+    # A bare number would be taken as seconds since 1970.
+    if isinstance(value, str) and not _DATE.match(value):
+        raise ValueError("must be a time such as 2026-01-31T12:00:00Z")
+    return value
+
+
 async def job_filters(
     request: Request,
     status: Annotated[list[Status] | None, Query(description="Repeat it for several.")] = None,
     adapter: Annotated[AdapterName | None, Query()] = None,
     subject_request_id: Annotated[Text | None, Query(min_length=1, max_length=256)] = None,
-    due_before: Annotated[AwareDatetime | None, Query(description="Due before this time; latest due first.")] = None,
+    due_before: Annotated[
+        AwareDatetime | None,
+        BeforeValidator(_with_a_date),
+        Query(description="Due before this time; latest due first."),
+    ] = None,
     overdue: Annotated[bool, Query(description="Live jobs whose deadline has passed; latest due first.")] = False,
 ) -> JobFilters:
     """The filters in a query. Raises Invalid."""

@@ -105,3 +105,9 @@ async def test_the_wait_of_a_queued_job_follows_what_runs_took(client: httpx.Asy
         connection.execute(text("INSERT INTO worker_heartbeats (name, queue) VALUES ('w', 'gpu')"))
     answer = await client.get(url)
     assert (answer.json()["progress"]["eta_seconds"], answer.headers["retry-after"]) == (90.0, "2")
+
+
+@pytest.mark.parametrize("moment", ["0.5", "1769860800", "2026-01-31"])
+async def test_a_number_or_a_bare_date_is_no_time_to_be_due_before(client: httpx.AsyncClient, moment: str) -> None:
+    response = await client.get("/unlearn-jobs", params={"due_before": moment})
+    assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, "/query/due_before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import io
 import json
@@ -94,8 +95,13 @@ def submit_twice(http: httpx.Client, canaries: Canaries, adapter: str, retain: s
 def blobs(data_dir: Path) -> dict[str, bytes]:
     """Everything that may be encrypted in the storage, by its key."""
     root = data_dir / "storage"
-    files = [path for path in root.rglob("*") if path.is_file() and "adapters" not in path.parts]
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+    found = {}
+    for path in root.rglob("*"):
+        if "adapters" in path.parts or path.is_dir():
+            continue
+        with contextlib.suppress(FileNotFoundError):  # the service deletes while this looks
+            found[str(path.relative_to(root))] = path.read_bytes()
+    return found
 
 
 def in_clear(engine: Engine, data_dir: Path, canaries: Canaries, since: float) -> set[str]:
