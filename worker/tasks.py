@@ -7,7 +7,7 @@ import socket
 
 from app.outbox import DELETE_BLOBS_TASK, DELETE_CHECKPOINTS_TASK, DELETE_INDEX_TASK, RUN_TASK
 from app.settings import Settings, get_settings
-from worker import housekeeping, identity_upkeep, webhooks
+from worker import housekeeping, identity_upkeep, opendsr_callbacks, webhooks
 from worker.celery_app import celery_app, is_stopping
 from worker.execution import execute
 from worker.lease import Lease
@@ -102,6 +102,12 @@ def announce_deadlines() -> None:
 def sweep_accepted_requests() -> None:
     """Forget idempotency keys whose time is over."""
     housekeeping.sweep_accepted_requests()
+
+
+@celery_app.task(name="lethe.announce_opendsr_statuses")  # type: ignore[untyped-decorator] # celery ships no types
+def announce_opendsr_statuses() -> None:
+    """See which callbacks of OpenDSR have to be told of a new status."""
+    opendsr_callbacks.announce()
 
 
 @celery_app.task(name="lethe.deliver_webhooks")  # type: ignore[untyped-decorator] # celery ships no types

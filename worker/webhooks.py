@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from importlib.metadata import version
-from typing import cast
+from typing import Protocol, cast
 
 import structlog
 from sqlalchemy import func, or_, select
@@ -29,6 +29,7 @@ from app.settings import get_settings
 from app.webhooks import delivery as life
 from app.webhooks.signing import Secret, Signature, context_of, signed_headers
 from app.webhooks.tables import WebhookDelivery, WebhookEndpoint, WebhookSecret
+from worker import opendsr_callbacks
 from worker.database import engine, new_session
 
 THREADS = 16
@@ -52,14 +53,35 @@ class Outcome:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class Message(Protocol):
+    """What is sent."""
+
+    def compose(self) -> tuple[bytes, Mapping[str, str]]:
+        """Body and headers of one attempt. Raises CryptoError where they cannot be signed."""
+
+
+@dataclass(frozen=True)
+class EventMessage:
+    """A webhook's thin payload with the secrets that sign it."""
+
+    delivery: WebhookDelivery
+    kinds: tuple[Signature, ...]
+    secrets: tuple[WebhookSecret, ...]
+
+    def compose(self) -> tuple[bytes, Mapping[str, str]]:
+        """Body and headers of one attempt. Raises CryptoError where a secret does not open."""
+        secrets = [_unwrap(row) for row in self.secrets]
+        body = life.body_of(self.delivery)
+        return body, signed_headers(self.delivery.id, int(time.time()), body, secrets, self.kinds)
+
+
 @dataclass(frozen=True)
 class Parcel:
     """A claimed delivery with all that is needed to send it."""
 
     delivery: WebhookDelivery
     url: str | None
-    kinds: tuple[Signature, ...]
-    secrets: tuple[WebhookSecret, ...]
+    message: Message
 
 
 def deliver_due() -> int:
@@ -89,14 +111,11 @@ def claim() -> Parcel | None:
 
 def attempt(parcel: Parcel) -> Outcome:
     """Send a claimed delivery once. Not within a transaction."""
-    delivery = parcel.delivery
     if parcel.url is None:
         return Outcome(error=NO_RECEIVER)
     try:
-        secrets = [_unwrap(row) for row in parcel.secrets]
-        body = life.body_of(delivery)
-        headers = signed_headers(delivery.id, int(time.time()), body, secrets, parcel.kinds)
-        headers |= {"Content-Type": "application/json", "User-Agent": f"Lethe/{version('lethe')}"}
+        body, signatures = parcel.message.compose()
+        headers = {**signatures, "Content-Type": "application/json", "User-Agent": f"Lethe/{version('lethe')}"}
         answer = post(parcel.url, body, headers, get_settings().outbound)
     except CryptoError:
         return Outcome(error="secret_unreadable")
@@ -151,6 +170,9 @@ def _anything_due() -> bool:
 
 
 def _pack(session: Session, delivery: WebhookDelivery) -> Parcel:
+    status = opendsr_callbacks.message_of(session, delivery)
+    if status is not None:
+        return Parcel(delivery, status.url, status)
     mine = WebhookSecret.endpoint_id.is_not_distinct_from(delivery.endpoint_id)
     valid = or_(WebhookSecret.expires_at.is_(None), WebhookSecret.expires_at > func.now())
     rows = select(WebhookSecret).where(WebhookSecret.tenant_id == delivery.tenant_id, mine, valid)
@@ -160,10 +182,11 @@ def _pack(session: Session, delivery: WebhookDelivery) -> Parcel:
         job = select(UnlearnJob.callback_url).where(
             UnlearnJob.id == delivery.subject_id, UnlearnJob.tenant_id == delivery.tenant_id
         )
-        return Parcel(delivery, session.scalar(job), ("v1", "v1a"), secrets)
+        return Parcel(delivery, session.scalar(job), EventMessage(delivery, ("v1", "v1a"), secrets))
     endpoint = session.get_one(WebhookEndpoint, delivery.endpoint_id)
     url = endpoint.url if endpoint.enabled else None
-    return Parcel(delivery, url, cast("tuple[Signature, ...]", tuple(endpoint.signatures)), secrets)
+    kinds = cast("tuple[Signature, ...]", tuple(endpoint.signatures))
+    return Parcel(delivery, url, EventMessage(delivery, kinds, secrets))
 
 
 def _unwrap(row: WebhookSecret) -> Secret:

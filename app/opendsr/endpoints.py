@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated, Any, get_args
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 
 from app.datasets.endpoints import dataset_service
 from app.datasets.repository import DatasetRepository
@@ -28,6 +28,7 @@ from app.opendsr.schemas import (
     Accepted,
     Cancelled,
     Discovery,
+    StatusCallback,
     StatusRead,
     SubjectRequest,
     SupportedIdentity,
@@ -107,9 +108,22 @@ async def certificate(credentials: CredentialsDep) -> Response:
     return Response(credentials.chain_pem, media_type="application/x-pem-file")
 
 
+_callbacks = APIRouter(tags=["opendsr"])
+
+
+@_callbacks.post("{$request.body#/status_callback_urls/0}", operation_id="on_opendsr_status", status_code=204)
+async def _told(
+    body: StatusCallback,
+    x_opendsr_processor_domain: Annotated[str, Header(description="The domain of the certificate.")],
+    x_opendsr_signature: Annotated[str, Header(description="Over the bytes of the body, in base64.")],
+) -> None:
+    """The status of a request has changed. Sent to each of its status_callback_urls; answer 2xx within 15 seconds."""
+
+
 @router.post(
     "/requests",
     dependencies=[requires("jobs:write")],
+    callbacks=_callbacks.routes,
     status_code=HTTPStatus.CREATED,
     operation_id="create_opendsr_request",
     response_model=Accepted,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.opendsr.schemas import Extension, JobState, StatusRead
+from app.opendsr.schemas import Extension, JobState, StatusCallback, StatusRead
 from app.opendsr.service import View
 
 
@@ -19,3 +19,8 @@ def present_status(view: View, domain: str) -> StatusRead:
         results_count=request.results_count,
         extensions={domain: Extension(jobs=jobs)},
     )
+
+
+def present_callback(view: View, domain: str, url: str) -> StatusCallback:
+    """The same for a callback."""
+    return StatusCallback(**dict(present_status(view, domain)), status_callback_url=url)

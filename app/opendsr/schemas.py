@@ -99,6 +99,12 @@ class StatusRead(BaseModel):
     extensions: Annotated[dict[str, Extension], Field(description="By this processor's domain.")]
 
 
+class StatusCallback(StatusRead):
+    """What callbacks are sent when the status of a request has changed."""
+
+    status_callback_url: Annotated[str, Field(description="As it stood in the request; check that it is yours.")]
+
+
 class Cancelled(BaseModel):
     """The receipt of a cancellation."""
 

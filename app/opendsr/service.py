@@ -22,6 +22,7 @@ from app.opendsr.schemas import RequestStatus, SubjectRequest
 from app.opendsr.status import overall
 from app.opendsr.tables import OpenDsrRequest
 from app.settings import Settings
+from app.webhooks.service import check_callback
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class OpenDsrService:
         """
         if request.subject_request_type != "erasure":
             raise invalid_field("/subject_request_type", "is not supported; this processor carries out erasure")
-        if request.status_callback_urls:
-            raise invalid_field("/status_callback_urls", "are not supported; poll the request instead")
+        for number, url in enumerate(request.status_callback_urls):
+            check_callback(url, f"/status_callback_urls/{number}", self._settings)
         request_id, digest = new_id("dsr"), request_digest(request, self._settings.pepper)
         fresh = await self._requests.reserve(
             id=request_id,
@@ -87,6 +88,7 @@ class OpenDsrService:
             if not hmac.compare_digest(stored.digest, digest):
                 raise Conflict("this subject_request_id was used for another request; take a new one")
             return await self._view(stored)
+        await self._requests.add_callbacks(stored.id, dict.fromkeys(request.status_callback_urls))
         await self._carry_out(stored, request)
         return await self._view(stored)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from sqlalchemy import ColumnElement, case, func
+
 from app.opendsr.schemas import RequestStatus
 
 _WAITING = {"queued", "awaiting_approval"}
 _UNFULFILLED = {"failed", "gate_failed"}
+_OPEN = _WAITING | _UNFULFILLED | {"running"}
 
 
 def overall(statuses: Collection[str]) -> RequestStatus:
@@ -22,6 +25,16 @@ def overall(statuses: Collection[str]) -> RequestStatus:
         return "completed"
     if found <= _WAITING:
         return "pending"
-    if found & _UNFULFILLED or found & (_WAITING | {"running"}):
+    if found & _OPEN:
         return "in_progress"
     return "cancelled"
+
+
+def overall_of(status: ColumnElement[str]) -> ColumnElement[str]:
+    """The same as an aggregate over jobs in SQL; a request without jobs is a row whose status is null."""
+    return case(
+        (func.coalesce(func.bool_and(status == "succeeded"), True), "completed"),
+        (func.bool_and(status.in_(_WAITING)), "pending"),
+        (func.bool_or(status.in_(_OPEN)), "in_progress"),
+        else_="cancelled",
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, LargeBinary, UniqueConstraint, func
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, UniqueConstraint, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.kit.db import Base
@@ -39,3 +39,19 @@ class OpenDsrJob(Base):
     request_id: Mapped[str] = mapped_column(ForeignKey("opendsr_requests.id"), primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("unlearn_jobs.id"), primary_key=True, unique=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+
+
+class OpenDsrCallback(Base):
+    """Who is told when the status of a request changes, and the status that was told last.
+
+    A receipt tells that a request is pending. Nothing comes after `completed`.
+    """
+
+    __tablename__ = "opendsr_callbacks"
+    __table_args__ = (Index("ix_opendsr_callbacks_open", "request_id", postgresql_where=text("told <> 'completed'")),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    request_id: Mapped[str] = mapped_column(ForeignKey("opendsr_requests.id"))
+    url: Mapped[str]
+    told: Mapped[str] = mapped_column(server_default="pending")

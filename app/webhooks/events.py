@@ -30,7 +30,7 @@ EVENTS: Mapping[EventType, str] = {
 }
 # Sent on request alone, to show that an endpoint receives; no filter keeps it away.
 TEST = "webhook_endpoint.test"
-_COLUMNS = ("id", "tenant_id", "endpoint_id", "lane", "type", "subject_id")
+COLUMNS = ("id", "tenant_id", "endpoint_id", "lane", "type", "subject_id")
 
 
 def of_status(status: str) -> EventType | None:
@@ -69,12 +69,13 @@ def _deliveries(event: EventType, jobs: FromClause) -> Insert:
         .join(UnlearnJob, UnlearnJob.id == job.id)
         .where(UnlearnJob.callback_url.is_not(None))
     )
-    return insert(WebhookDelivery).from_select(_COLUMNS, union_all(to_endpoints, to_callbacks))
+    return insert(WebhookDelivery).from_select(COLUMNS, union_all(to_endpoints, to_callbacks))
 
 
 def _row(endpoint_id: Any, lane: Any, event: EventType, job: Any) -> tuple[Any, ...]:  # noqa: ANN401 - SQL expressions
-    return _random_id(), job.tenant_id, endpoint_id, lane, literal(event, Text), job.id
+    return random_id(), job.tenant_id, endpoint_id, lane, literal(event, Text), job.id
 
 
-def _random_id() -> Any:  # noqa: ANN401 - a SQL expression
+def random_id() -> Any:  # noqa: ANN401 - a SQL expression
+    """A new delivery's id."""
     return func.concat("msg_", func.replace(cast(func.gen_random_uuid(), Text), "-", ""))

@@ -103,7 +103,9 @@ class DeliveryRead(BaseModel):
 
     id: Annotated[str, Field(description="The webhook-id, the same in every attempt.")]
     object: Literal["webhook_delivery"] = "webhook_delivery"
-    endpoint: Annotated[str | None, Field(description="Null for the callback_url of a job.")]
+    endpoint: Annotated[
+        str | None, Field(description="Null for the callback_url of a job and for the status callbacks of OpenDSR.")
+    ]
     type: str
     subject: Annotated[str, Field(description="What the event is about, such as a job's id.")]
     status: DeliveryStatus

@@ -66,7 +66,8 @@ class WebhookSecret(Base):
 class WebhookDelivery(Base):
     """One event for one receiver, written in the transaction that makes it true; sent by the light worker.
 
-    Without an endpoint it goes to the `callback_url` of the job `subject_id`. `attempts` is the fencing token of who
+    Without an endpoint it goes to the `callback_url` of the job `subject_id`, or to a callback of the OpenDSR request
+    `subject_id`, which is then the `lane`. `attempts` is the fencing token of who
     sends; `tries` counts the steps of the schedule that were taken. Of one `lane` at most one is sent at a time.
     """
 

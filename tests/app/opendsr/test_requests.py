@@ -21,6 +21,7 @@ from app.identities import purging
 from app.identities.tables import IdentityEntry
 from app.jobs.tables import UnlearnJob
 from app.opendsr.status import overall
+from app.opendsr.tables import OpenDsrCallback
 from app.settings import Settings
 from tests.app.conftest import caller, make_key, post_adapter, record, upload
 from tests.app.identities.indexes import email, everything_in, line, send_index, upload_index
@@ -181,7 +182,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"subject_identities": [{"identity_type": "email", "identity_value": ADA}]}, "/subject_identities/0"),
     ({"subject_identities": [email(ADA) | {"identity_type": "shoe"}]}, "/subject_identities/0/identity_type"),
     ({"api_version": "1.0"}, "/api_version"),
-    ({"status_callback_urls": ["https://ada.quill.example.org"]}, "/status_callback_urls"),
+    ({"status_callback_urls": ["https://x.example", "ftp://ada.quill.example.org"]}, "/status_callback_urls/1"),
+    ({"status_callback_urls": ["https://10.0.0.1/ada.quill"]}, "/status_callback_urls/0"),
     ({"ada.quill": 1}, ""),
 ]
 
@@ -199,6 +201,17 @@ async def test_what_cannot_be_carried_out_is_a_400_in_the_specifications_shape_a
     broken = await client.post("/opendsr/v2/requests", content=b'{"regulation": ada.quill')
     assert (broken.status_code, "quill" in broken.text) == (400, False)
     assert await jobs(client) == []
+
+
+async def test_callbacks_are_kept_once_for_a_request_that_is_sent_twice(
+    client: httpx.AsyncClient, engine: Engine, index: str
+) -> None:
+    urls = ["https://platform.example/a", "https://platform.example/b", "https://platform.example/a"]
+    for _ in range(2):
+        assert (await post_request(client, email(ADA), status_callback_urls=urls)).status_code == 201
+    with Session(engine) as session:
+        kept = session.execute(select(OpenDsrCallback.url, OpenDsrCallback.told, OpenDsrCallback.tenant_id)).all()
+    assert sorted(kept) == [(url, "pending", "ten_ours") for url in urls[:2]]
 
 
 async def test_only_a_pending_request_can_be_cancelled(client: httpx.AsyncClient, engine: Engine, index: str) -> None:
