@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fastapi.routing import RouteContext
@@ -38,12 +38,19 @@ def describe(document: Document, routes: Iterable[RouteContext]) -> None:
 
 
 def operations(document: Document) -> Iterator[tuple[str, Operation]]:
-    """Every operation with its path; webhooks, which answer nothing, by their name."""
+    """Every operation with its path; webhooks and callbacks, which are the receivers' affair, by their name."""
     for part in ("paths", "webhooks"):
-        for path, methods in document.get(part, {}).items():
-            for method, operation in methods.items():
-                if method in _METHODS:
-                    yield path, operation
+        for path, operation in _operations_of(document.get(part, {})):
+            yield path, operation
+            for callback in operation.get("callbacks", {}).values():
+                yield from _operations_of(callback)
+
+
+def _operations_of(items: Mapping[str, Any]) -> Iterator[tuple[str, Operation]]:
+    for path, methods in items.items():
+        for method, operation in methods.items():
+            if method in _METHODS:
+                yield path, operation
 
 
 def _describe_operation(path: str, operation: Operation, examples: Examples) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.opendsr.schemas import Extension, JobState, StatusCallback, StatusRead
+from app.opendsr.schemas import ProcessorExtension, JobState, StatusCallback, StatusRead
 from app.opendsr.service import View
 
 
@@ -17,7 +17,7 @@ def present_status(view: View, domain: str) -> StatusRead:
         request_status=view.status,
         api_version=request.api_version,
         results_count=request.results_count,
-        extensions={domain: Extension(jobs=jobs)},
+        extensions={domain: ProcessorExtension(jobs=jobs)},
     )
 
 

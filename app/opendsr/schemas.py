@@ -80,7 +80,7 @@ class JobState(BaseModel):
     status: str
 
 
-class Extension(BaseModel):
+class ProcessorExtension(BaseModel):
     """What Lethe says beyond the specification."""
 
     jobs: list[JobState]
@@ -96,7 +96,7 @@ class StatusRead(BaseModel):
     api_version: str
     results_url: None = None
     results_count: Annotated[int, Field(description="Records found about the person; 0 when there was nothing.")]
-    extensions: Annotated[dict[str, Extension], Field(description="By this processor's domain.")]
+    extensions: Annotated[dict[str, ProcessorExtension], Field(description="By this processor's domain.")]
 
 
 class StatusCallback(StatusRead):
