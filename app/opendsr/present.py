@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.opendsr.schemas import ProcessorExtension, JobState, StatusCallback, StatusRead
+from app.opendsr.schemas import JobState, ProcessorExtension, StatusCallback, StatusRead
 from app.opendsr.service import View
 
 

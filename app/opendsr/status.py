@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from sqlalchemy import ColumnElement, case, func
+from sqlalchemy import ColumnElement, SQLColumnExpression, case, func
 
 from app.opendsr.schemas import RequestStatus
 
@@ -30,7 +30,7 @@ def overall(statuses: Collection[str]) -> RequestStatus:
     return "cancelled"
 
 
-def overall_of(status: ColumnElement[str]) -> ColumnElement[str]:
+def overall_of(status: SQLColumnExpression[str]) -> ColumnElement[str]:
     """The same as an aggregate over jobs in SQL; a request without jobs is a row whose status is null."""
     return case(
         (func.coalesce(func.bool_and(status == "succeeded"), True), "completed"),
