@@ -29,6 +29,8 @@ from app.entrance import Entrance
 from app.health.endpoints import router as health
 from app.identities.endpoints import router as identities
 from app.jobs.endpoints import router as jobs
+from app.jobs.events.endpoints import router as job_events
+from app.jobs.events.places import StreamPlaces
 from app.jobs.quota import JobQuota
 from app.kit import logs, problems
 from app.kit.body_limit import BodyLimit
@@ -63,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
     app.state.tokens = TokenVerifier.of(settings)
     app.state.job_quota = JobQuota(settings.max_live_jobs)
+    app.state.stream_places = StreamPlaces(settings.max_event_streams, settings.max_tenant_event_streams)
     app.state.storage = LocalStorage(settings.storage_dir)
     problems.install(app)
     uploads = dict.fromkeys(("/datasets", "/adapters", "/identity-indexes"), settings.max_upload_bytes)
@@ -77,6 +80,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         datasets,
         identities,
         jobs,
+        job_events,
         opendsr,
         attestations,
         audit,

@@ -96,6 +96,8 @@ class Settings(BaseSettings):
     rate_limit_writes: Annotated[str, Field(description="Other requests per API key.")] = "600/minute"
     rate_limit_guesses: Annotated[str, Field(description="Wrong API keys per client address.")] = "60/minute"
     max_live_jobs: Annotated[int, Field(gt=0, description="Most jobs of a tenant that are queued or running.")] = 1000
+    max_event_streams: Annotated[int, Field(ge=0, description="Most open event streams of an API process.")] = 200
+    max_tenant_event_streams: Annotated[int, Field(ge=0, description="The same, for a single tenant.")] = 50
 
     oidc_issuer: Annotated[
         str | None, Field(description="Issuer whose bearer tokens are taken beside API keys, an https URL.")

@@ -11,7 +11,8 @@ from app.auth.guesses import Guesses, address_of
 from app.auth.keys import PREFIX, key_hash, well_formed
 from app.auth.oidc import TokenVerifier
 from app.auth.repository import live_key, tenant_named
-from app.kit.problems import Unauthenticated
+from app.auth.scopes import Scope, allows
+from app.kit.problems import Problem, Unauthenticated
 
 CHALLENGE = {"WWW-Authenticate": "Bearer"}
 INVALID = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
@@ -33,15 +34,24 @@ async def authenticate(request: Request) -> None:
         Unauthenticated: no key or token, or one that is unknown, revoked or expired.
         RateLimited: too many requests of this caller, or wrong keys from this address.
     """
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token:
-        raise Unauthenticated("send an API key as 'Authorization: Bearer lethe_...'", headers=CHALLENGE)
-    caller = await _caller(request, token)
+    caller = await _caller(request)
     request.state.tenant, request.state.api_key, request.state.scopes = caller.tenant_id, caller.id, caller.scopes
     await request.app.state.rate_limits.spend("reads" if request.method in _SAFE else "writes", caller.id)
 
 
-async def _caller(request: Request, token: str) -> Caller:
+async def still_allowed(request: Request, scopes: Sequence[Scope]) -> bool:
+    """Whether who sent a request might send it now, for answers that go on: its key may have ended meanwhile."""
+    try:
+        caller = await _caller(request)
+    except Problem:
+        return False
+    return caller.tenant_id == request.state.tenant and allows(caller.scopes, scopes)
+
+
+async def _caller(request: Request) -> Caller:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Unauthenticated("send an API key as 'Authorization: Bearer lethe_...'", headers=CHALLENGE)
     guesses: Guesses = request.app.state.guesses
     tokens: TokenVerifier | None = request.app.state.tokens
     digest, address = key_hash(token, request.app.state.settings.pepper), address_of(request)

@@ -16,7 +16,7 @@ from app.datasets.endpoints import dataset_service
 from app.datasets.repository import DatasetRepository
 from app.datasets.service import DatasetService
 from app.dependencies import ReadsDep, SessionDep, SettingsDep, StorageDep, TenantDep, requires
-from app.evaluations.report import HEADERS, HTML, prefers_html, report
+from app.evaluations.report import HEADERS, report
 from app.evaluations.schemas import EvaluationRead
 from app.idempotency.repository import AcceptedRequestRepository, Answer
 from app.idempotency.service import Once
@@ -25,15 +25,16 @@ from app.jobs.deciding import Decisions
 from app.jobs.filters import METADATA_PARAMETER, JobFilters, job_filters
 from app.jobs.listing import cursor_after
 from app.jobs.plan import JobPlan, JobPlanner
-from app.jobs.present import present, present_event, retry_after
+from app.jobs.present import present, retry_after
 from app.jobs.quota import within_quota
 from app.jobs.repository import JobRepository
 from app.jobs.resolve import canonical
-from app.jobs.schemas import Decision, EventRead, Extension, JobCreate, JobRead
+from app.jobs.schemas import Decision, Extension, JobCreate, JobRead
 from app.jobs.service import Caller, JobService, no_such_job
 from app.jobs.sets import SetReader
+from app.kit.negotiation import HTML, wants
 from app.kit.pagination import Cursor, Limit, Page
-from app.kit.problems import Conflict, Gone, NotFound, invalid_field, responses
+from app.kit.problems import Conflict, Gone, NotFound, responses
 from app.kit.text import Text
 from app.webhooks.endpoints import webhook_service
 from app.webhooks.service import WebhookService
@@ -239,24 +240,6 @@ async def extend(job_id: str, body: Extension, service: ServiceDep, decisions: D
 
 
 @router.get(
-    "/{job_id}/events", dependencies=[requires("jobs:read")], operation_id="list_unlearn_job_events", responses=_READ
-)
-async def events(
-    job_id: str,
-    service: ServiceDep,
-    session: SessionDep,
-    tenant: TenantDep,
-    limit: Limit = 20,
-    cursor: Cursor = None,
-) -> Page[EventRead]:
-    """What happened to a job, newest first."""
-    await service.get(job_id)
-    rows, more = await JobRepository(session, tenant).events(job_id, limit, _before(cursor))
-    following = str(rows[-1].id) if more else None
-    return Page(data=[present_event(row) for row in rows], has_more=more, next_cursor=following)
-
-
-@router.get(
     "/{job_id}/evaluation",
     dependencies=[requires("jobs:read", "audit:read")],
     operation_id="get_unlearn_job_evaluation",
@@ -277,7 +260,7 @@ async def evaluation(
         raise Conflict(f"the job is {job.status} and has not been evaluated")
     about = {"job": job_id, "run_id": run.id, "attempt": row.attempt, "created_at": row.created_at}
     measured = EvaluationRead.model_validate(row.document | about)
-    if prefers_html(",".join(request.headers.getlist("accept"))):
+    if wants(request, HTML):
         page = await to_thread.run_sync(report, measured, present(found))
         return HTMLResponse(page, headers=HEADERS)
     response.headers["Vary"] = HEADERS["Vary"]
@@ -310,11 +293,3 @@ async def adapter(
     if version.status != "ready":
         raise Gone(f"version {version.number} is {version.status}; download the adapter's head instead")
     return await archive_response(request, storage, name, version)
-
-
-def _before(cursor: str | None) -> int | None:
-    if cursor is None:
-        return None
-    if not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
-        raise invalid_field("/query/cursor", "not a cursor of this list; leave it out to start over")
-    return int(cursor)

@@ -140,8 +140,8 @@ _ANSWERS = (
     _answer(
         "quota_exceeded",
         429,
-        "As many jobs as the tenant may have at a time have not ended.",
-        "Wait for jobs to end, or cancel some, then send the request again.",
+        "As many jobs as the tenant may have at a time have not ended, or as many event streams are open as may be.",
+        "Wait for jobs to end, or cancel some; close streams, or poll; then send the request again.",
     ),
     Code(
         "internal_error",

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
-from app.evaluations.report.negotiation import HTML, prefers_html
+from app.kit.negotiation import HTML, wants
 from app.kit.problems import NotFound, responses
 from app.problems.codes import CODES, Code
 from app.problems.page import HEADERS, page
@@ -55,7 +55,7 @@ async def get(code: str, request: Request, response: Response) -> ProblemKind | 
     found = CODES.get(code)
     if found is None:
         raise NotFound("there is no such code; GET /problems lists them")
-    if prefers_html(",".join(request.headers.getlist("accept"))):
+    if wants(request, HTML):
         return HTMLResponse(page(found), headers=HEADERS)
     response.headers["Vary"] = HEADERS["Vary"]
     return _present(found)

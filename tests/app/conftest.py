@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy import Engine
@@ -146,3 +149,23 @@ async def post_job(client: httpx.AsyncClient, **body: Any) -> httpx.Response:
     # Escaped, so that a test can send half a surrogate pair.
     content = json.dumps({"adapter": "support-bot", **sets, **body})
     return await client.post("/unlearn-jobs", content=content, headers={"Content-Type": "application/json"})
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[tuple[str, int]]:
+    """The service behind a real socket."""
+    config = uvicorn.Config(create_app(settings), port=0, log_config=None)
+    server = uvicorn.Server(config)
+    running = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    host, port = server.servers[0].sockets[0].getsockname()
+    yield host, port
+    server.should_exit = True
+    await running
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for something that happens in another task."""
+    async with asyncio.timeout(20):
+        while not holds():
+            await asyncio.sleep(0.01)

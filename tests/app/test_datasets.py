@@ -7,14 +7,12 @@ import gzip
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
 import httpx
 import pytest
-import uvicorn
 import zstandard
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
@@ -29,7 +27,7 @@ from app.kit.crypto import CryptoError
 from app.kit.storage import LocalStorage
 from app.main import create_app
 from app.settings import Settings
-from tests.app.conftest import caller, make_key, post_job, record, upload
+from tests.app.conftest import caller, make_key, post_job, record, serving, until, upload
 
 JSONL = {"Content-Type": "application/jsonl"}
 MARKER = "Zanzibar-Quux-4711"
@@ -301,26 +299,6 @@ async def test_an_upload_whose_connection_drops_leaves_nothing_behind(
     with Session(engine) as session:
         assert session.query(Dataset).count() == 0
         assert session.query(AuditEntry).filter_by(action="dataset.created").count() == 0
-
-
-@asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[tuple[str, int]]:
-    """The service behind a real socket."""
-    config = uvicorn.Config(create_app(settings), port=0, log_config=None)
-    server = uvicorn.Server(config)
-    running = asyncio.create_task(server.serve())
-    await until(lambda: server.started)
-    host, port = server.servers[0].sockets[0].getsockname()
-    yield host, port
-    server.should_exit = True
-    await running
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for something that happens in another task."""
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("body", [b"", b"\n \n"])

@@ -16,8 +16,8 @@ from app.jobs import transitions
 from app.jobs.tables import Run
 from tests.app.conftest import post_job
 from tests.app.evaluations.documents import Json, evaluation, old_evaluation
-from tests.app.evaluations.test_negotiation import BROWSER
 from tests.app.evaluations.test_report import HOSTILE
+from tests.app.kit.test_negotiation import BROWSER
 from tests.cli.conftest import Answer, Server
 from tests.cli.conftest import Run as RunCommand
 

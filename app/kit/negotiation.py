@@ -1,17 +1,24 @@
-"""Whether a caller would rather have the report as HTML or as JSON (RFC 9110, section 12.5.1)."""
+"""Whether a caller would rather have something else than JSON (RFC 9110, section 12.5.1)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-HTML, JSON = "text/html", "application/json"
+from starlette.requests import Request
+
+HTML, JSON, EVENT_STREAM = "text/html", "application/json", "text/event-stream"
 # RFC 9110: 0 to 1 with at most three decimals.
 _QUALITY = re.compile(r"(?:0(?:\.\d{0,3})?|1(?:\.0{0,3})?)")
 
 
-def prefers_html(accept: str) -> bool:
-    """Whether HTML is wanted more than JSON.
+def wants(request: Request, media_type: str) -> bool:
+    """Whether a request's `Accept` says that `media_type` is wanted more than JSON."""
+    return prefers(media_type, ",".join(request.headers.getlist("accept")))
+
+
+def prefers(media_type: str, accept: str) -> bool:
+    """Whether a media type is wanted more than JSON.
 
     JSON is what programs get that do not say, that take anything, or that take neither: the answer never was 406.
 
@@ -19,7 +26,7 @@ def prefers_html(accept: str) -> bool:
         accept: the header's value, several headers joined by commas, empty without one.
     """
     ranges = list(_ranges(accept))
-    return _quality(HTML, ranges) > _quality(JSON, ranges)
+    return _quality(media_type, ranges) > _quality(JSON, ranges)
 
 
 def _ranges(accept: str) -> Iterator[tuple[str, float]]:

@@ -1,10 +1,10 @@
-"""Who gets HTML and who gets JSON."""
+"""Who gets HTML or an event stream, and who gets JSON."""
 
 from __future__ import annotations
 
 import pytest
 
-from app.evaluations.report import prefers_html
+from app.kit.negotiation import EVENT_STREAM, HTML, prefers
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 
@@ -43,4 +43,11 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,imag
     ],
 )
 def test_the_more_wanted_of_both_is_sent_and_json_when_in_doubt(accept: str, html: bool) -> None:
-    assert prefers_html(accept) is html
+    assert prefers(HTML, accept) is html
+
+
+@pytest.mark.parametrize(
+    ("accept", "stream"), [("text/event-stream", True), ("*/*", False), ("", False), (BROWSER, False)]
+)
+def test_a_stream_goes_to_who_names_it(accept: str, stream: bool) -> None:
+    assert prefers(EVENT_STREAM, accept) is stream
