@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rouge_score.tokenizers import DefaultTokenizer
+from worker.evaluation.porter import stem
 
-_STEMMED, _PLAIN = DefaultTokenizer(use_stemmer=True), DefaultTokenizer(use_stemmer=False)
+_LATIN = re.compile(r"[a-z0-9]+")
+_LEAST_STEMMED = 4  # letters of a word whose ending is cut off
 # Unicode words, and single characters of scripts without spaces. For what rouge-score cannot read.
 _UNICODE = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
 
@@ -38,8 +39,19 @@ def tokeniser(reference: str, *, stemmed: bool = True) -> Tokenise:
     rouge-score knows a-z and 0-9 only: any other script would score 0 however well it was memorised. A
     reference without a single such word is therefore compared by Unicode words.
     """
-    latin = _STEMMED if stemmed else _PLAIN
-    return latin.tokenize if latin.tokenize(reference) else lambda text: _UNICODE.findall(text.lower())
+    if not _plain(reference):
+        return lambda text: _UNICODE.findall(text.lower())
+    return _stemmed if stemmed else _plain
+
+
+def _plain(text: str) -> list[str]:
+    """Words as rouge-score cuts them."""
+    return _LATIN.findall(text.lower())
+
+
+def _stemmed(text: str) -> list[str]:
+    """The same without their endings."""
+    return [stem(word) if len(word) >= _LEAST_STEMMED else word for word in _plain(text)]
 
 
 def rouge_l(answer: Answer, *, stemmed: bool = True) -> RougeL:
