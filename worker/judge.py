@@ -1,7 +1,8 @@
 """The process that judges a result: ``python -m worker.judge``, started by `worker.judging`.
 
-One request on its input, then one line when the result is there; lines of JSON on its output. What does not need the
-result is measured while it is waited for.
+One request on its input, then one line when the result is there; lines of JSON on its output. It is started before
+there is a request, and loads its libraries meanwhile. What does not need the result is measured while that is waited
+for.
 """
 
 from __future__ import annotations
@@ -11,20 +12,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter
-from transformers.utils import logging as transformers_logging
 
 from app.kit.logs import places
-from worker.device import choose_dtype, set_up_torch
-from worker.evaluation.judgement import Judgement, judge, prepare
-from worker.evaluation.loaded import LoadedSubject
-from worker.explaining import explain
 from worker.judging import Request
-from worker.unlearning.models import load_base
+from worker.libraries import loading_libraries
 
 SECONDS_BETWEEN_LOOKS = 1.0
 
@@ -40,11 +34,16 @@ def main() -> None:
         output.write(json.dumps(message).encode() + b"\n")
         output.flush()
 
-    request = TypeAdapter(Request).validate_json(sys.stdin.buffer.readline())
+    with loading_libraries():  # here and not above: the process has to watch whoever asked it while they load
+        from worker import answering
+        from worker.evaluation.judgement import Judgement
+        from worker.explaining import explain
+
+    request = TypeAdapter(Request).validate_json(_line())
     there = threading.Event()
     threading.Thread(target=_wait_for_the_result, args=(there,), daemon=True).start()
     try:
-        judgement = answer(request, lambda name: tell(probe=name), there)
+        judgement = answering.answer(request, lambda name: tell(probe=name), there)
     except Exception as error:  # told as far as it may be: its text may quote a record
         expected = explain(error)
         code, message = (expected.code, expected.message) if expected else ("evaluation_failed", _place(error))
@@ -53,40 +52,17 @@ def main() -> None:
     tell(judgement=TypeAdapter(Judgement).dump_python(judgement, mode="json"))
 
 
-def answer(request: Request, on_probe: Callable[[str], None], there: threading.Event) -> Judgement:
-    """Load what is to be judged, and judge it.
-
-    Args:
-        request: what is to be judged.
-        on_probe: called with each probe's name as it begins.
-        there: set when the result's files are.
-    """
-    set_up_torch(request.threads)
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call] # transformers leaves it untyped
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call] # transformers leaves it untyped
-    device = torch.device(request.device)
-    base, tokenizer = load_base(
-        request.base, device=device, dtype=choose_dtype(device), four_bit=request.four_bit, spread=request.spread
-    )
-    subject = LoadedSubject(
-        base,
-        tokenizer,
-        request.adapters,
-        request.records,
-        policy=request.policy,
-        method=request.method,
-        seed=request.seed,
-    )
-    spent = prepare(subject, there.is_set)
-    there.wait()
-    return judge(subject, on_probe, spent)
+def _line() -> bytes:
+    """The next line of the input. Without one the process ends: whoever asked has closed the pipe."""
+    line = sys.stdin.buffer.readline()
+    if not line:
+        os._exit(1)
+    return line
 
 
 def _wait_for_the_result(there: threading.Event) -> None:
-    if sys.stdin.buffer.readline():
-        there.set()
-    else:
-        os._exit(1)  # whoever asked has closed the pipe: there will be no result
+    _line()
+    there.set()
 
 
 def _place(error: Exception) -> str:

@@ -65,7 +65,7 @@ class Request:
 
 
 class Judge:
-    """A process that judges one result. Starting it early lets it load its libraries while training goes on.
+    """A process that judges one result. It loads its libraries at once, and holds nothing else until it is asked.
 
     A context manager: the process is gone when the block ends, whatever happened.
     """
@@ -84,7 +84,7 @@ class Judge:
             env=environment,
             start_new_session=True,  # a signal to the worker's group is the worker's to handle
         )
-        # A thread of its own: the process reads only once its libraries are loaded.
+        # By a thread of its own: the process reads only once its libraries are loaded.
         threading.Thread(target=self._send, daemon=True).start()
 
     def __enter__(self) -> Judge:

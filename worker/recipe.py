@@ -63,8 +63,13 @@ class Workbench:
     progress: Progress
 
 
-def carry_out(lease: Lease, settings: Settings) -> None:
+def carry_out(lease: Lease, settings: Settings, judge: Judge | None = None) -> None:
     """Carry out a claimed run to its end.
+
+    Args:
+        lease: hold on the run.
+        settings: of this worker.
+        judge: a process that judges the first result, where one was started already.
 
     Raises:
         JobError: the run cannot succeed.
@@ -82,7 +87,7 @@ def carry_out(lease: Lease, settings: Settings) -> None:
         device = choose_device(settings.device)
         bench = Workbench(lease, order, settings, Path(folder), device, threads, progress)
         try:
-            _phases(bench)
+            _phases(bench, judge)
         except Exception as error:
             explained = explain(error)
             if explained is None:
@@ -90,7 +95,7 @@ def carry_out(lease: Lease, settings: Settings) -> None:
             raise explained from error
 
 
-def _phases(bench: Workbench) -> None:
+def _phases(bench: Workbench, judge: Judge | None) -> None:
     lease, order, progress = bench.lease, bench.order, bench.progress
     with progress.phase("preparing"):
         folders = {name: _fetch(bench, name, version) for name, version in order.adapters.items()}
@@ -100,9 +105,10 @@ def _phases(bench: Workbench) -> None:
     tries: list[Tried] = []
     method = order.method
     while True:
-        # The judge's process loads its libraries while this one trains. On a CPU it also measures what does not need
-        # the result; a GPU's memory is the training's.
-        with Judge() as process:
+        # On a CPU the judge measures what does not need the result while this process trains; a GPU's memory is the
+        # training's.
+        with judge or Judge() as process:
+            judge = None  # it judges one result
             request = _request(bench, folders | {"result": bench.folder / "result"}, samples, method)
             if bench.device.type == "cpu":
                 process.prepare(request)

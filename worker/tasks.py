@@ -10,7 +10,9 @@ from app.settings import Settings, get_settings
 from worker import housekeeping, identity_upkeep, opendsr_callbacks, webhooks
 from worker.celery_app import celery_app, is_stopping
 from worker.execution import execute
+from worker.judging import Judge
 from worker.lease import Lease
+from worker.libraries import loading_libraries
 
 
 @celery_app.task(name=RUN_TASK)  # type: ignore[untyped-decorator] # celery ships no types
@@ -26,10 +28,12 @@ def execute_run(run_id: str) -> None:
 
 
 def _carry_out(lease: Lease, settings: Settings) -> None:
-    # Here and not above: torch belongs into the process of one run, and must not cross a fork.
-    from worker.recipe import carry_out
+    with Judge() as judge:  # first of all: it loads its libraries while this process does, on another core
+        with loading_libraries():
+            # Here and not above: torch belongs into the process of one run, and must not cross a fork.
+            from worker.recipe import carry_out
 
-    carry_out(lease, settings)
+        carry_out(lease, settings, judge)
 
 
 @celery_app.task(name=DELETE_BLOBS_TASK)  # type: ignore[untyped-decorator] # celery ships no types

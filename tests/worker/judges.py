@@ -8,9 +8,9 @@ from types import TracebackType
 
 from pydantic import TypeAdapter
 
+from worker.answering import answer
 from worker.evaluation.judgement import Judgement
 from worker.explaining import explain
-from worker.judge import answer
 from worker.judging import Request
 
 THERE = threading.Event()

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerBase
 
 from app.methods import DEFAULT_POLICY, METHOD_REQUEST, BlurRequest
 from tests.worker.judges import THERE
+from worker.answering import answer
 from worker.evaluation.checks import Check
 from worker.evaluation.tuning import Tuner, Tuning
-from worker.judge import answer
 from worker.judging import Request
 from worker.unlearning.encoding import encode_records
 from worker.unlearning.loop import unlearn

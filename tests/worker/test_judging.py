@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -20,9 +21,10 @@ from pydantic import TypeAdapter
 from app.methods import Policy
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny, blur_method
 from tests.worker.judges import THERE
+from worker.answering import answer
 from worker.errors import JobError
-from worker.judge import answer
 from worker.judging import Judge, Request
+from worker.libraries import loading_libraries
 
 MARKER = "Zanzibar-Quux-4711"
 
@@ -121,12 +123,14 @@ def test_what_needs_no_result_is_measured_while_there_is_none(llama: Tiny, tmp_p
     assert judgement.gate == answer(request, lambda _probe: None, THERE).gate
 
 
-def test_one_that_is_told_of_no_result_ends(llama: Tiny) -> None:
-    data = TypeAdapter(Request).dump_json(request_of(llama)) + b"\n"
+@pytest.mark.parametrize("asked", [True, False])
+def test_one_that_is_told_of_no_result_ends(llama: Tiny, *, asked: bool) -> None:
+    """Nor does one stay, or complain, that was started for a run that never came to a request."""
+    data = TypeAdapter(Request).dump_json(request_of(llama)) + b"\n" if asked else b""
     done = subprocess.run(
         [sys.executable, "-m", "worker.judge"], input=data, capture_output=True, check=False, timeout=120
     )
-    assert (done.returncode, done.stdout) == (1, b"")
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
 
 
 def test_what_the_check_raises_ends_the_process(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,10 +165,17 @@ def test_it_ends_with_the_process_that_asked_it() -> None:
         assert asker.stdout is not None
         judge = psutil.Process(int(asker.stdout.readline()))
         deadline = time.monotonic() + 60
-        while judge.num_threads() < 2 and time.monotonic() < deadline:  # it watches once its libraries are loaded
+        while judge.num_threads() < 2 and time.monotonic() < deadline:  # it watches before its libraries are loaded
             time.sleep(0.1)
         os.kill(asker.pid, signal.SIGKILL)
     judge.wait(timeout=60)
+
+
+def test_no_library_is_looked_through_for_garbage_and_what_comes_after_is() -> None:
+    with loading_libraries():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.unfreeze()
 
 
 def test_a_request_survives_its_way(llama: Tiny) -> None:
@@ -175,7 +186,8 @@ def test_a_request_survives_its_way(llama: Tiny) -> None:
 
 def test_whatever_a_library_prints_is_no_answer(llama: Tiny, tmp_path: Path) -> None:
     """The process's own output is kept apart from the lines that are read."""
-    code = "import os, worker.judge as j; j.answer = lambda *_: os.write(1, b'noise\\n') and 1 / 0; j.main()"
+    code = "import os, worker.answering as a, worker.judge as j; "
+    code += "a.answer = lambda *_: os.write(1, b'noise\\n') and 1 / 0; j.main()"
     data = TypeAdapter(Request).dump_json(request_of(llama)) + b"\n\n"
     done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True, timeout=120)
     lines = done.stdout.splitlines()

@@ -28,6 +28,7 @@ from app.methods import FORGET_LOSSES, METHOD_REQUESTS, RETAIN_LOSSES, StopAtSte
 from app.settings import get_settings
 from tests.conftest import forget_settings
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny
+from tests.worker.judges import JudgeHere
 from tests.worker.rows import add_adapter, add_job, change, job_of, messages, run_of
 from tests.worker.tiny_jobs import (
     OPEN,
@@ -512,6 +513,40 @@ def test_a_run_that_is_cancelled_while_it_is_judged_leaves_no_process(
     execute(job.run_id, "w", get_settings(), carry_out)
     assert job_of(job).status == "cancelled"
     assert not psutil.pid_exists(processes[0])
+
+
+@pytest.mark.usefixtures("judge_apart")
+def test_a_run_starts_one_judge_before_its_own_libraries_and_leaves_none(
+    llama: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes: list[int] = []
+    begin = Judge.__init__
+
+    def began(judge: Judge) -> None:
+        begin(judge)
+        processes.append(judge._process.pid)
+
+    monkeypatch.setattr(Judge, "__init__", began)
+    job = tiny_job(add_tiny_adapter(llama))
+    from worker.tasks import _carry_out  # reads the settings of the service
+
+    execute(job.run_id, "w", get_settings(), _carry_out)
+    assert job_of(job).status == "succeeded"
+    assert len(processes) == 1
+    assert not psutil.pid_exists(processes[0])
+
+
+def test_a_judge_that_is_there_judges_the_first_try_alone(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[JudgeHere] = []
+
+    class Noted(JudgeHere):
+        def prepare(self, _request: Any) -> None:
+            asked.append(self)
+
+    monkeypatch.setattr("worker.recipe.Judge", Noted)
+    job, there = tiny_job(add_tiny_adapter(llama), {**SHUT, "max_attempts": 2}), Noted()
+    execute(job.run_id, "w", get_settings(), lambda lease, settings: carry_out(lease, settings, there))  # type: ignore[arg-type]
+    assert [judge is there for judge in asked] == [True, False]
 
 
 def test_single_records_are_shown_by_their_line(llama: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
