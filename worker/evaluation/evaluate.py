@@ -74,7 +74,7 @@ def evaluate_model(
     batch_size: int = 16,
     max_new_tokens: int = 128,
 ) -> dict[str, SetScores]:
-    """Score every set. The result does not depend on ``batch_size`` beyond rounding.
+    """Score every set. The result depends neither on ``batch_size`` nor on the other sets, beyond rounding.
 
     Args:
         model: a causal language model, with or without a PEFT adapter. Put into evaluation mode meanwhile.
@@ -86,10 +86,9 @@ def evaluate_model(
     was_training = model.training
     model.eval()
     try:
-        return {
-            name: _evaluate_set(model, tokenizer, examples, batch_size, max_new_tokens)
-            for name, examples in sets.items()
-        }
+        scores = {name: _scores(model, tokenizer, examples, batch_size) for name, examples in sets.items()}
+        recalls = _recalls(model, tokenizer, sets, scores, batch_size, max_new_tokens)
+        return {name: _of_set(examples, scores[name], recalls[name]) for name, examples in sets.items()}
     finally:
         model.train(was_training)
 
@@ -120,25 +119,42 @@ def sample_examples(examples: Sequence[Example], limit: int, seed: int) -> list[
     return [example for example in examples if example.record in chosen]
 
 
-def _evaluate_set(
+def _scores(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int
+) -> list[TokenScores]:
+    return fitting(batch_size, lambda size: token_scores(model, tokenizer, examples, size))
+
+
+def _recalls(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
+    sets: Mapping[str, Sequence[Example]],
+    scores: Mapping[str, Sequence[TokenScores]],
     batch_size: int,
     max_new_tokens: int,
-) -> SetScores:
-    """Score one set, example by example, then record by record."""
-    scores = fitting(batch_size, lambda size: token_scores(model, tokenizer, examples, size))
-    answered = [index for index, score in enumerate(scores) if score.answer_tokens]
-    asked, drafts = [examples[index] for index in answered], [scores[index].drafted for index in answered]
+) -> dict[str, list[float]]:
+    """ROUGE-L recall of the greedy answer to each example; 0 where there is nothing to answer.
+
+    The answers of all sets are written together: a step of decoding costs nearly the same for few rows as for many.
+    """
+    asked = [(name, i) for name, found in scores.items() for i, score in enumerate(found) if score.answer_tokens]
+    examples = [sets[name][i] for name, i in asked]
+    drafts = [scores[name][i].drafted for name, i in asked]
     answers = fitting(
         GENERATION_ROWS * batch_size,
-        lambda size: greedy_answers(model, tokenizer, asked, size, max_new_tokens, drafts),
+        lambda size: greedy_answers(model, tokenizer, examples, size, max_new_tokens, drafts),
     )
-    recalls = dict(zip(answered, map(rouge_l_recall, answers), strict=True))
+    recalls = {name: [0.0] * len(found) for name, found in scores.items()}
+    for (name, i), answer in zip(asked, answers, strict=True):
+        recalls[name][i] = rouge_l_recall(answer)
+    return recalls
+
+
+def _of_set(examples: Sequence[Example], scores: Sequence[TokenScores], recalls: Sequence[float]) -> SetScores:
+    """The scores of one set, example by example, as those of its records."""
     windows: dict[int, list[tuple[TokenScores, float]]] = defaultdict(list)
-    for index, (example, score) in enumerate(zip(examples, scores, strict=True)):
-        windows[example.record].append((score, recalls.get(index, 0.0)))
+    for example, score, recall in zip(examples, scores, recalls, strict=True):
+        windows[example.record].append((score, recall))
     joined = [_join(record, parts) for record, parts in sorted(windows.items())]
     return _means([score for score in joined if score is not None], skipped=joined.count(None))
 

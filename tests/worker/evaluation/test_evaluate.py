@@ -72,6 +72,20 @@ def test_batch_size_does_not_change_the_scores(tiny: Tiny) -> None:
         assert means(many[name]) == pytest.approx(means(one[name]), rel=1e-4)
 
 
+def test_a_set_scores_as_it_does_alone_whatever_else_is_asked(tiny: Tiny) -> None:
+    """Answers of all sets are written together: each has to come back to the set and the record that it is of."""
+    model, tokenizer = tiny.load()
+    sets = {"forget": encode(FORGET_RECORDS, tokenizer), "none": [], "retain": encode(RETAIN_RECORDS, tokenizer)}
+    memorise(model, sets["forget"][:2], steps=20)
+    together = evaluate_model(model, tokenizer, sets)
+    for name, examples in sets.items():
+        alone = evaluate_model(model, tokenizer, {name: examples})[name]
+        assert means(together[name]) == pytest.approx(means(alone), rel=1e-5)
+        recalls = [record.rouge_l_recall for record in alone.per_record]
+        assert [record.rouge_l_recall for record in together[name].per_record] == pytest.approx(recalls)
+    assert len({record.rouge_l_recall for record in together["forget"].per_record}) > 1
+
+
 @pytest.mark.parametrize(
     ("part", "tried"), [("token_scores", [12, 6, 3, 1]), ("greedy_answers", [48, 24, 12, 6, 3, 1])]
 )

@@ -107,7 +107,7 @@ def test_the_model_is_as_before(llama: Tiny, folder: Path, monkeypatch: pytest.M
     with subject.model("result") as model:
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
     if fails:
-        monkeypatch.setattr(quantization, "shown", lambda *_: (_ for _ in ()).throw(MemoryError))
+        monkeypatch.setattr(quantization, "all_shown", lambda *_: (_ for _ in ()).throw(MemoryError))
         with pytest.raises(MemoryError):
             Quantization().run(subject)
     else:

@@ -16,6 +16,7 @@ from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny, blur_met
 from tests.worker.evaluation.subjects import FakeSubject, make_subject
 from worker.evaluation.battery import Found, NotApplicable
 from worker.evaluation.battery.resurfacing import BEFORE, LIGHT, Resurfacing
+from worker.evaluation.quick import shown
 from worker.unlearning.lora import WEIGHTS_FILE, adapter_state
 from worker.unlearning.step import label_nll
 
@@ -96,7 +97,9 @@ def test_base_model_is_trained_with_a_fresh_adapter(llama: Tiny, folder: Path) -
     subject = make_subject(llama, folder, policy=JUDGED, method=METHOD, control=False)
     seen = values(Resurfacing().run(subject), "base")
     assert len(set(seen.values())) == 3  # it was trained
-    assert seen[BEFORE] == pytest.approx(subject.scores("base")["forget"].probability)
+    with subject.fresh(subject.seed) as untrained:
+        before = shown(untrained, subject.tokenizer, subject.examples("forget"), subject.batch_size)
+    assert seen[BEFORE] == pytest.approx(before.probability)
 
 
 def test_short_look_where_nothing_is_judged(llama: Tiny, folder: Path) -> None:

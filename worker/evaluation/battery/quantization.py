@@ -10,7 +10,7 @@ from app.methods import ProbeName
 from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, NotApplicable, Subject
 from worker.evaluation.checks import Check, Value, at_most, worst
 from worker.evaluation.evaluate import sample_examples
-from worker.evaluation.quick import Shown, shown
+from worker.evaluation.quick import Shown, all_shown
 from worker.evaluation.rounding import RoundingError, Scheme, rounded_layers
 from worker.unlearning.encoding import Example
 
@@ -91,8 +91,9 @@ def _seen(
             if name == "base" and variant.merged:
                 continue
             with rounded_layers(model, variant.scheme, merged=variant.merged):
-                for of, examples in sets.items():
-                    found[of][variant] = shown(model, subject.tokenizer, examples, ROWS * subject.batch_size)
+                # All sets at once: a pass rounds every layer, however few records it has.
+                for of, seen in all_shown(model, subject.tokenizer, sets, ROWS * subject.batch_size).items():
+                    found[of][variant] = seen
     if name == "base":
         for of in sets:
             found[of] |= {v: found[of][Variant(v.scheme, merged=False)] for v in VARIANTS if v.merged}
