@@ -5,7 +5,20 @@ import sys
 import typer
 
 from app.client import ClientError
-from app.commands import adapters, audit, encryption, jobs, keys, registry, report, service, tenants, verify
+from app.commands import (
+    adapters,
+    audit,
+    encryption,
+    events,
+    jobs,
+    keys,
+    registry,
+    report,
+    service,
+    steering,
+    tenants,
+    verify,
+)
 from app.embedded.process import EmbeddedError
 
 # Tracebacks with local variables would print keys and records.
@@ -20,6 +33,13 @@ app.command()(service.up)
 app.command()(service.demo)
 app.command()(jobs.submit)
 app.command()(jobs.status)
+app.command("list")(steering.list_jobs)
+app.command()(events.events)
+app.command()(steering.cancel)
+app.command()(steering.retry)
+app.command()(steering.approve)
+app.command()(steering.deny)
+app.command()(steering.extend)
 app.command()(jobs.download)
 app.command()(report.report)
 app.command("register-base")(registry.register_base)

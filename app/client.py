@@ -113,7 +113,9 @@ class Job(BaseModel):
     progress: Progress = Progress()
     error: JobError | None = None
     subject_request_id: str | None = None
+    cancel_requested_at: str | None = None
     due_at: str | None = None
+    overdue: bool = False
     created_at: str | None = None
     started_at: str | None = None
     finished_at: str | None = None
@@ -270,15 +272,15 @@ class LetheClient:
                 raise ApiError.from_response(response)
             yield response
 
-    def items(self, path: str, limit: int) -> list[dict[str, Any]]:
+    def items(self, path: str, limit: int, filters: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """The newest items of a list, newest first, as many as there are up to `limit`."""
-        return self._list(path, limit)
+        return self._list(path, limit, filters)
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """One call; an answer without a body is an empty object."""
         return self._json(method, path, json=body)
 
-    def _list(self, path: str, limit: int, filters: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    def _list(self, path: str, limit: int, filters: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = []
         cursor: dict[str, str] = {}
         while len(items) < limit:

@@ -14,6 +14,7 @@ from app.commands.transfer import shown
 from app.fetching import fetch
 
 MAX_INLINE_RECORDS = 1000
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
 
 
 def submit(
@@ -102,7 +103,7 @@ def parse_object(text: str, option: str) -> dict[str, Any]:
 
 
 def status(
-    job_id: Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")],
+    job_id: JobArgument,
     watch_job: Annotated[bool, typer.Option("--watch", help="Follow the job; exit 1 unless it succeeds.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the job as the service gives it.")] = False,
     url: UrlOption = None,
@@ -143,10 +144,11 @@ def summary(job: Job) -> str:
     rows = {
         "job": job.id,
         "status": job.status if job.finished else f"{job.status} ({describe(job)})",
+        "cancel": f"asked for {job.cancel_requested_at}" if job.cancel_requested_at and not job.finished else None,
         "verdict": job.verdict,
         "adapter": f"{job.adapter}, version {job.source_version or '-'}{result}",
         "request": job.subject_request_id,
-        "due": job.due_at,
+        "due": f"{job.due_at} (overdue)" if job.overdue else job.due_at,
         "created": job.created_at,
         "finished": job.finished_at,
         "error": f"{job.error.message} [{job.error.code}]" if job.error else None,

@@ -1,0 +1,41 @@
+"""The commands that list, steer and follow jobs, against the real application."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+from sqlalchemy import Engine
+
+from app.settings import Settings
+from tests.app.conftest import make_key, post_job, serving
+from tests.cli.conftest import Run, lethe
+
+__all__ = ["lethe"]
+
+
+async def test_jobs_are_listed_approved_followed_extended_cancelled_and_retried(
+    client: httpx.AsyncClient, adapter: str, settings: Settings, engine: Engine, lethe: Run
+) -> None:
+    wanted = {"policy": {"requires_approval": True}, "metadata": {"case": "7"}}
+    job = (await post_job(client, **wanted)).json()["id"]
+    await post_job(client)
+    async with serving(settings) as (host, port):
+        options = ["--url", f"http://{host}:{port}", "--api-key", make_key(engine, "ours")]
+
+        async def run(*arguments: str) -> tuple[int, str]:
+            outcome = await asyncio.to_thread(lethe, *arguments, *options)
+            return outcome.status, outcome.stdout + outcome.stderr
+
+        listed = (await run("list", "--status", "awaiting_approval", "--metadata", "case=7", "--json"))[1]
+        # The service's own log lines go to the same output here.
+        assert [json.loads(line)["id"] for line in listed.splitlines() if line.startswith("{")] == [job]
+        assert (await run("approve", job, "--reason", "checked"))[0] == 0
+        assert (await run("extend", job, "--reason", "many"))[0] == 0
+        assert "a deadline is extended once" in (await run("extend", job, "--reason", "more"))[1]
+        assert (await run("cancel", job))[0] == 0
+        status, told = await run("events", job, "--follow")
+        assert (status, "approved" in told, f"job {job} ended as cancelled" in told) == (1, True, True)
+        assert (await run("retry", job))[0] == 0
+        assert "job is queued" in (await run("deny", job))[1]
