@@ -18,6 +18,7 @@ from app.commands import (
     steering,
     tenants,
     verify,
+    webhooks,
 )
 from app.embedded.process import EmbeddedError
 
@@ -48,6 +49,7 @@ app.add_typer(adapters.commands, name="adapters")
 app.add_typer(audit.commands, name="audit")
 app.add_typer(keys.commands, name="keys")
 app.add_typer(tenants.commands, name="tenants")
+app.add_typer(webhooks.commands, name="webhooks")
 app.command()(verify.verify)
 app.command()(service.migrate)
 app.command()(service.bootstrap)

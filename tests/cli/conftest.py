@@ -85,7 +85,7 @@ def make_handler(server: Server) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(answer.body[: answer.cut])
             self.close_connection |= answer.cut is not None
 
-        do_GET = do_POST = do_PUT = do_DELETE = serve  # noqa: N815 - the names that http.server looks for
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = serve  # noqa: N815 - the names that http.server looks for
 
         def log_message(self, format: str, *arguments: object) -> None:
             """Prints nothing."""

@@ -90,7 +90,7 @@ def test_what_was_cut_goes_on_where_it_was(
 
 
 def test_nothing_new_of_an_ended_job_is_its_end(lethe: Run, server: Server, client_options: list[str]) -> None:
-    server.on(PATH, stream(event(1, "accepted")), Answer(204, b""))
+    server.on(PATH, stream(event(1, "accepted")), Answer(204, b""), Answer(401))
     ended(server, "succeeded")
     assert lethe("events", "job_1", "--follow", *client_options).status == 0
 

@@ -1,4 +1,4 @@
-"""The commands that list, steer and follow jobs, against the real application."""
+"""The commands about jobs and about receivers of webhooks, against the real application."""
 
 from __future__ import annotations
 
@@ -39,3 +39,29 @@ async def test_jobs_are_listed_approved_followed_extended_cancelled_and_retried(
         assert (status, "approved" in told, f"job {job} ended as cancelled" in told) == (1, True, True)
         assert (await run("retry", job))[0] == 0
         assert "job is queued" in (await run("deny", job))[1]
+
+
+async def test_receivers_of_webhooks_are_managed(client: httpx.AsyncClient, settings: Settings, lethe: Run) -> None:
+    key = client.headers["authorization"].removeprefix("Bearer ")
+    async with serving(settings.model_copy(update={"webhook_allow_private": ("127.0.0.0/8",)})) as (host, port):
+
+        async def run(*arguments: str) -> str:
+            options = ["--url", f"http://{host}:{port}", "--api-key", key]
+            outcome = await asyncio.to_thread(lethe, "webhooks", *arguments, *options)
+            assert outcome.status == 0, outcome.stderr
+            return outcome.stdout
+
+        assert "whsec_" in await run("create", "http://127.0.0.1:9/hook", "--event", "unlearn_job.failed")
+        (endpoint,) = (await client.get("/webhook-endpoints")).json()["data"]
+        assert endpoint["events"] == ["unlearn_job.failed"]
+        assert "unlearn_job.failed" in await run("list")
+        changed = (await run("update", endpoint["id"], "--all-events", "--signature", "v1a")).splitlines()
+        assert changed[-1].split()[-2:] == ["v1a", "all"]
+        assert "whsec_" in await run("rotate", endpoint["id"])
+        assert "webhook_endpoint.test" in await run("test", endpoint["id"])
+        assert "pending" in await run("deliveries", endpoint["id"])
+        assert "pending" in await run("deliveries", "--subject", endpoint["id"], "--status", "pending")
+        assert "whpk_" in await run("callback-key")
+        assert "whsec_" in await run("callback-key", "--rotate")
+        await run("delete", endpoint["id"], "--yes")
+        assert (await client.get("/webhook-endpoints")).json()["data"] == []
