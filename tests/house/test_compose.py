@@ -10,6 +10,8 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from app.settings import Settings
+
 ROOT = Path(__file__).parents[2]
 # The compose specification's own schema, which the package carries.
 SCHEMA = json.loads((files("check_jsonschema") / "builtin_schemas/vendor/compose-spec.json").read_text())
@@ -18,6 +20,12 @@ SERVICES: dict[str, dict[str, Any]] = yaml.safe_load(COMPOSE)["services"]
 ONE_SHOT = {"migrate"}
 VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z_]+)(:?[-?+])?[^}]*\}|(?<!\$)\$([A-Z_]+)")
 MAY_HAVE_A_DEFAULT = {"LETHE_PORT"}
+OURS = ("migrate", "api", "gpu-worker", "light-worker")
+# What stands in docker-compose.yml itself, and secrets that must be given.
+DECIDED = {"LETHE_DATABASE_URL", "LETHE_REDIS_URL", "LETHE_STORAGE_DIR", "LETHE_MODEL_ROOTS"}
+REQUIRED = {"LETHE_ENCRYPTION_KEYS", "LETHE_KEY_PEPPER", "LETHE_SIGNING_KEY"}
+# Settings that not all processes get, with those that do. The worker's image holds no bitsandbytes.
+NARROWER = {"LETHE_SIGNING_KEY": ["gpu-worker"], "LETHE_FOUR_BIT": []}
 
 
 @pytest.mark.parametrize("name", ["docker-compose.yml", "docker-compose.gpu.yml"])
@@ -39,6 +47,20 @@ def test_every_variable_stands_in_the_example_without_a_value() -> None:
     settings = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     assert set(settings) == {match[1] for match in VARIABLE.finditer(COMPOSE)} - MAY_HAVE_A_DEFAULT
     assert set(settings.values()) == {""}
+
+
+@pytest.mark.parametrize("setting", Settings.model_fields)
+def test_every_setting_reaches_our_processes_or_is_left_out_on_purpose(setting: str) -> None:
+    name = f"LETHE_{setting.upper()}"
+    assert [service for service in OURS if name in SERVICES[service]["environment"]] == NARROWER.get(name, [*OURS])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_what_is_not_set_stays_unset(name: str) -> None:
+    environment = SERVICES[name]["environment"]
+    assert set(environment) <= {f"LETHE_{setting.upper()}" for setting in Settings.model_fields}
+    # No value at all: compose takes it from .env, or leaves the variable away.
+    assert {key for key, value in environment.items() if value is not None} <= DECIDED | REQUIRED
 
 
 @pytest.mark.parametrize("name", SERVICES)
