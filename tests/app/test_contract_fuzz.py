@@ -48,7 +48,8 @@ def fuzz(server: Server, folder: Path, *options: str) -> int:
     """Run schemathesis with all checks; how many cases it tried. Fails with its report where one found something."""
     command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(CONFIG), "run"]
     command += [f"{server.url}/openapi.json", "--url", server.url, "-H", f"Authorization: Bearer {server.key}"]
-    command += ["--generation-deterministic"]
+    # Seconds: an answer that does not come fails the test, and does not hold it up for ever.
+    command += ["--generation-deterministic", "--request-timeout", "20"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.app.contract_fuzz_hooks"}
     done = subprocess.run(
         [*command, "--warnings", "off", *options], capture_output=True, text=True, cwd=folder, env=environment

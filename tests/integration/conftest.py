@@ -19,6 +19,8 @@ from app.embedded.data_directory import DataDirectory
 DEMO = Path(__file__).parents[2] / "examples" / "demo"
 # A lost worker is noticed within seconds instead of a minute, and leaves a checkpoint that is no older.
 SETTINGS = {"LETHE_LEASE_SECONDS": "4", "LETHE_HEARTBEAT_SECONDS": "1", "LETHE_CHECKPOINT_SECONDS": "0.5"}
+# Receivers of webhooks on this machine may be told.
+SETTINGS["LETHE_WEBHOOK_ALLOW_PRIVATE"] = "127.0.0.0/8"
 # More steps than any test waits for, whatever they have reached.
 ENDLESS = {"steps": 5000, "stop": {"type": "steps"}}
 PATIENCE = 240.0

@@ -15,7 +15,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from standardwebhooks import Webhook
 
+from tests.app.kit.receivers import Receiver, receiving
 from tests.integration.conftest import DEMO, ENDLESS, events, eventually, finished, ok, register_adapter, submit, wait
 
 
@@ -43,7 +45,12 @@ def gpu_task(data_dir: Path) -> psutil.Process:
 
 
 def test_the_demo_request_is_fulfilled(http: httpx.Client, adapter: str, tmp_path: Path) -> None:
-    job = wait(http, submit(http, adapter, policy={"min_retain_probability_ratio": 0.93}), finished)
+    with receiving() as receiver:
+        wanted = {"url": receiver.url, "events": ["unlearn_job.succeeded"]}
+        endpoint = ok(http.post("/webhook-endpoints", json=wanted), 201)
+        job = wait(http, submit(http, adapter, policy={"min_retain_probability_ratio": 0.93}), finished)
+        eventually(lambda: bool(receiver.requests))
+    check_webhook(receiver, endpoint, job)
     assert (job["status"], job["verdict"], job["result_version"], job["attempt"]) == ("succeeded", "passed", 2, 1)
     assert job["progress"]["percent"] == 100.0
     response = http.get(f"/unlearn-jobs/{job['id']}/adapter")
@@ -61,6 +68,13 @@ def test_the_demo_request_is_fulfilled(http: httpx.Client, adapter: str, tmp_pat
     assert result["forget"]["extraction_strength"] <= control["forget"]["extraction_strength"] + 0.03
     assert result["retain"]["probability"] >= 0.93 * source["retain"]["probability"]
     check_what_is_left(http, adapter, job)
+
+
+def check_webhook(receiver: Receiver, endpoint: dict[str, Any], job: dict[str, Any]) -> None:
+    """The light worker has told of the end, once, and the specification's own reader takes it."""
+    (request,) = receiver.requests
+    event = Webhook(endpoint["secret"]).verify(request.body, request.headers)
+    assert (event["type"], event["data"]) == ("unlearn_job.succeeded", {"id": job["id"]})
 
 
 def check_attestation(http: httpx.Client, job: dict[str, Any], folder: Path) -> None:

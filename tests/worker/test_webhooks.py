@@ -17,6 +17,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.audit.tables import AuditEntry
 from app.jobs import transitions
+from app.jobs.tables import UnlearnJob
 from app.kit.ids import new_id
 from app.settings import get_settings
 from app.webhooks import delivery as life
@@ -29,7 +30,7 @@ from tests.conftest import forget_settings
 from tests.worker.rows import TENANT, add_adapter, add_job
 from worker import webhooks
 from worker.database import engine, new_session
-from worker.housekeeping import reap_runs
+from worker.housekeeping import announce_deadlines, reap_runs
 from worker.lease import Lease, claim
 from worker.webhooks import Outcome, deliver_due, settle, sweep
 
@@ -185,6 +186,30 @@ def test_a_callback_of_a_job_is_signed_with_the_tenants_own_key(receiver: Receiv
     event = Webhook(secret.shown).verify(request.body, request.headers)
     verify_v1a(request, public_text(secret.public_key))
     assert (event["type"], event["data"]) == ("unlearn_job.gate_failed", {"id": job.id})
+
+
+def test_a_job_that_waits_for_approval_is_told_of(receiver: Receiver, job_id: str) -> None:
+    _, secret = add_endpoint(receiver.url)
+    with new_session() as session, session.begin():
+        run_id = session.scalar(text("SELECT run_id FROM unlearn_jobs"))
+        session.execute(transitions.follow(run_id, "awaiting_approval")).all()
+    assert deliver_due() == 1
+    (request,) = receiver.requests
+    event = Webhook(secret.shown).verify(request.body, request.headers)
+    assert (event["type"], event["data"]) == ("unlearn_job.awaiting_approval", {"id": job_id})
+
+
+@pytest.mark.parametrize(("days", "event"), [(3, "unlearn_job.due_soon"), (-1, "unlearn_job.overdue")])
+def test_a_deadline_is_told_of_once(receiver: Receiver, job_id: str, days: int, event: str) -> None:
+    _, secret = add_endpoint(receiver.url)
+    with new_session() as session, session.begin():
+        session.execute(update(UnlearnJob).values(due_at=datetime.now(UTC) + timedelta(days=days)))
+    for _ in range(2):
+        announce_deadlines()
+        deliver_due()
+    (request,) = receiver.requests
+    told = Webhook(secret.shown).verify(request.body, request.headers)
+    assert (told["type"], told["data"]) == (event, {"id": job_id})
 
 
 @pytest.mark.parametrize("status", ["succeeded", "gate_failed", "failed", "cancelled"])
