@@ -26,7 +26,7 @@ from app.jobs.filters import METADATA_PARAMETER, JobFilters, job_filters
 from app.jobs.listing import cursor_after
 from app.jobs.plan import JobPlan, JobPlanner
 from app.jobs.present import present, retry_after
-from app.jobs.quota import within_quota
+from app.jobs.quota import QuotaDep, within_quota
 from app.jobs.repository import JobRepository
 from app.jobs.resolve import canonical
 from app.jobs.schemas import Decision, Extension, JobCreate, JobRead
@@ -62,7 +62,8 @@ async def job_service(
     """The service for the caller's tenant."""
     tenant = caller.tenant_id
     adapters, datasets = AdapterRepository(session, tenant), DatasetRepository(session, tenant)
-    return JobService(JobRepository(session, tenant), adapters, datasets, uploads, callbacks, settings, caller)
+    jobs = JobRepository(session, tenant)
+    return JobService(session, jobs, adapters, datasets, uploads, callbacks, settings, caller)
 
 
 ServiceDep = Annotated[JobService, Depends(job_service)]
@@ -76,18 +77,12 @@ async def job_planner(
     uploads: Annotated[DatasetService, Depends(dataset_service)],
 ) -> JobPlanner:
     """The planner of the caller's tenant."""
-    reader = SetReader(DatasetRepository(session, tenant), uploads, keep=False)
-    return JobPlanner(service, JobRepository(session, tenant), reader, settings)
+    jobs, adapters = JobRepository(session, tenant), AdapterRepository(session, tenant)
+    return JobPlanner(service, jobs, adapters, SetReader(uploads, keep=False), settings)
 
 
 PlannerDep = Annotated[JobPlanner, Depends(job_planner)]
 DryRun = Annotated[bool, Query(description="Check and resolve the request, and create nothing.")]
-
-
-async def room_for_a_job(request: Request, session: SessionDep, tenant: TenantDep, dry_run: DryRun = False) -> None:
-    """A dry run brings nothing into the queue, so that no quota is in its way. Raises QuotaExceeded."""
-    if not dry_run:
-        await within_quota(request, session, tenant)
 
 
 async def once(
@@ -108,7 +103,7 @@ OnceDep = Annotated[Once, Depends(once)]
 
 @router.post(
     "",
-    dependencies=[requires("jobs:write"), Depends(room_for_a_job)],
+    dependencies=[requires("jobs:write")],
     status_code=HTTPStatus.ACCEPTED,
     operation_id="create_unlearn_job",
     response_model=JobRead,
@@ -123,7 +118,12 @@ OnceDep = Annotated[Once, Depends(once)]
     },
 )
 async def create(
-    body: JobCreate, service: ServiceDep, planner: PlannerDep, once: OnceDep, dry_run: DryRun = False
+    body: JobCreate,
+    service: ServiceDep,
+    planner: PlannerDep,
+    once: OnceDep,
+    quota: QuotaDep,
+    dry_run: DryRun = False,
 ) -> Response:
     """Ask for records to be unlearned from an adapter."""
     if dry_run:
@@ -131,7 +131,10 @@ async def create(
     before = await once.first_answer(canonical(body))
     if before is not None:
         return before
-    job = present(await service.get(await service.create(body)))
+    grounds = await service.look_up(body)
+    # Asked behind all that was answered before: a full queue is no news to who repeats a request.
+    await quota.take()
+    job = present(await service.create(body, grounds))
     answer = Answer(HTTPStatus.ACCEPTED, f"/unlearn-jobs/{job.id}", job.model_dump_json(), retry_after(job))
     return await once.answer(answer)
 

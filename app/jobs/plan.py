@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from app.adapters.repository import AdapterRepository
 from app.jobs.estimate import Estimate, estimate
 from app.jobs.repository import JobRepository
 from app.jobs.schemas import JobCreate, JobStatistics
@@ -61,31 +62,38 @@ class JobPlan(BaseModel):
 class JobPlanner:
     """Plans requests of one tenant."""
 
-    def __init__(self, service: JobService, jobs: JobRepository, reader: SetReader, settings: Settings) -> None:
+    def __init__(
+        self,
+        service: JobService,
+        jobs: JobRepository,
+        adapters: AdapterRepository,
+        reader: SetReader,
+        settings: Settings,
+    ) -> None:
         """`reader` must not keep anything."""
         self._service = service
         self._jobs = jobs
+        self._adapters = adapters
         self._reader = reader
         self._settings = settings
 
     async def plan(self, request: JobCreate) -> JobPlan:
         """What a job of this request would be. Raises Invalid as accepting it would."""
-        found = await self._service.resolve(request, self._reader)
-        earlier = await self._jobs.earlier_runs(found.base.id)
+        grounds = await self._service.look_up(request, hold=False)
+        found = await self._service.resolve(request, grounds, self._reader)
+        base = await self._adapters.base_of(grounds.adapter)
+        earlier = await self._jobs.earlier_runs(base.id)
         attempts = found.policy.max_attempts
-        control = None
-        if found.control is not None and request.control is not None:
-            control = f"{request.control.partition('@')[0]}@{found.control.number}"
         return JobPlan(
-            adapter=found.adapter.name,
-            base_model=found.base.name,
-            source_version=found.adapter.head,
-            control=control,
+            adapter=grounds.adapter.name,
+            base_model=base.name,
+            source_version=grounds.adapter.head,
+            control=found.control.name if found.control else None,
             method=found.method,
             policy=found.policy,
             seed=request.seed,
             statistics=found.statistics,
-            estimate=estimate(found.method, attempts, found.base, found.statistics, earlier, self._settings),
+            estimate=estimate(found.method, attempts, base, found.statistics, earlier, self._settings),
             requested_at=found.requested_at,
             due_at=found.due_at,
             warnings=[*_of_sets(found), *await self._of_service(found)],
@@ -97,7 +105,7 @@ class JobPlanner:
         if not await self._jobs.live_gpu_workers():
             text = "no GPU worker is alive; the job waits in the queue until one comes"
             warnings.append(PlanWarning(code="no_gpu_worker", message=text))
-        if active := await self._jobs.active_runs(found.adapter.id):
+        if active := await self._jobs.active_runs(found.grounds.adapter.id):
             text = f"{active} run(s) on this adapter are queued or running; they go one after the other"
             warnings.append(PlanWarning(code="adapter_busy", message=text))
         left = found.due_at - datetime.now(UTC)

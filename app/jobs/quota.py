@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import Request
+from fastapi import Depends, Request
 
 from app.dependencies import SessionDep, TenantDep
 from app.jobs.repository import JobRepository
@@ -41,7 +42,27 @@ class JobQuota:
         count.jobs += 1
 
 
-async def within_quota(request: Request, session: SessionDep, tenant: TenantDep) -> None:
+class TenantQuota:
+    """The quota of one tenant, for a request that brings a job into the queue."""
+
+    def __init__(self, quota: JobQuota, jobs: JobRepository, tenant_id: str) -> None:
+        self._quota = quota
+        self._jobs = jobs
+        self._tenant_id = tenant_id
+
+    async def take(self) -> None:
+        """Count one more job. Raises QuotaExceeded."""
+        await self._quota.take(self._jobs, self._tenant_id)
+
+
+async def tenant_quota(request: Request, session: SessionDep, tenant: TenantDep) -> TenantQuota:
+    """The quota of the caller's tenant."""
+    return TenantQuota(request.app.state.job_quota, JobRepository(session, tenant), tenant)
+
+
+QuotaDep = Annotated[TenantQuota, Depends(tenant_quota)]
+
+
+async def within_quota(quota: QuotaDep) -> None:
     """A dependency of what brings jobs into the queue. Raises QuotaExceeded."""
-    quota: JobQuota = request.app.state.job_quota
-    await quota.take(JobRepository(session, tenant), tenant)
+    await quota.take()

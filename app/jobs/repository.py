@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ColumnElement, Executable, Row, Select, and_, bindparam, case, func, select, tuple_
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql.dml import ReturningUpdate
+from sqlalchemy.sql.elements import SQLCoreOperations
 
 from app import outbox
 from app.adapters.tables import Adapter, AdapterVersion
@@ -35,7 +36,7 @@ def shown(*columns: Any) -> Select[*tuple[Any, ...]]:  # noqa: ANN401 - entities
     The control is shown as name@version. The tenant is the bound value `tenant`.
     """
     queued = UnlearnJob.status == "queued"
-    place = _place_in_queue()
+    place = place_in_queue(Run.created_at, Run.id)
     of_control = aliased(Adapter)
     control = (
         select(func.concat(of_control.name, "@", AdapterVersion.number))
@@ -49,7 +50,7 @@ def shown(*columns: Any) -> Select[*tuple[Any, ...]]:  # noqa: ANN401 - entities
     about = {
         "adapter": Adapter.name,
         "position": case((queued, place)),
-        "wait": case((queued, _wait(place))),
+        "wait": case((queued, seconds_until_end(place))),
         "overdue": transitions.overdue(),
         "control": case((UnlearnJob.control_version_id.is_not(None), control)),
     }
@@ -62,7 +63,21 @@ def shown(*columns: Any) -> Select[*tuple[Any, ...]]:  # noqa: ANN401 - entities
     )
 
 
-def _wait(place: ColumnElement[int]) -> ColumnElement[float]:
+def place_in_queue(created_at: SQLCoreOperations[datetime], run_id: SQLCoreOperations[str]) -> ColumnElement[int]:
+    """1 for the run that is next, at most one more than `QUEUE_COUNTED`; of the run that came then."""
+    ahead = aliased(Run)
+    # Runs of all tenants, since they share the workers; only the number leaves the service.
+    counted = (
+        select(ahead.id)
+        .where(ahead.status == "queued", tuple_(ahead.created_at, ahead.id) < tuple_(created_at, run_id))
+        .correlate(Run)
+        .limit(QUEUE_COUNTED)
+        .subquery()
+    )
+    return select(func.count() + 1).select_from(counted).scalar_subquery()
+
+
+def seconds_until_end(place: ColumnElement[int]) -> ColumnElement[float]:
     """Seconds until a queued run will have ended; null while no worker lives or nothing was measured."""
     measured = (
         select((Run.finished_at - Run.started_at).label("took"))
@@ -75,6 +90,16 @@ def _wait(place: ColumnElement[int]) -> ColumnElement[float]:
     alive = and_(WorkerHeartbeat.queue == outbox.GPU_QUEUE, WorkerHeartbeat.seen_at > func.now() - HEARTBEAT_AGE)
     workers = select(func.nullif(func.count(), 0)).where(alive).scalar_subquery()
     return mean * func.ceil(place / (workers * 1.0))
+
+
+def of_request(tenant_id: Any, adapter_id: Any, subject_request_id: Any) -> Select[str]:  # noqa: ANN401 - values or SQL
+    """The job that a person's request has on an adapter, live or succeeded."""
+    return select(UnlearnJob.id).where(
+        UnlearnJob.tenant_id == tenant_id,
+        UnlearnJob.adapter_id == adapter_id,
+        UnlearnJob.subject_request_id == subject_request_id,
+        UnlearnJob.status.in_((*LIVE, "succeeded")),
+    )
 
 
 class JobRepository:
@@ -100,14 +125,7 @@ class JobRepository:
 
     async def of_request(self, adapter_id: str, subject_request_id: str) -> str | None:
         """The id of the job that a person's request has on an adapter, live or succeeded."""
-        return await self._session.scalar(
-            select(UnlearnJob.id).where(
-                UnlearnJob.tenant_id == self._tenant_id,
-                UnlearnJob.adapter_id == adapter_id,
-                UnlearnJob.subject_request_id == subject_request_id,
-                UnlearnJob.status.in_((*LIVE, "succeeded")),
-            )
-        )
+        return await self._session.scalar(of_request(self._tenant_id, adapter_id, subject_request_id))
 
     async def page(self, limit: int, cursor: str | None, filters: JobFilters) -> tuple[list[JobRow], bool]:
         """One page, newest first, and whether more follow. Raises Invalid for a cursor that is none."""
@@ -165,15 +183,6 @@ class JobRepository:
         statement = select(func.count()).where(Run.tenant_id == self._tenant_id, Run.adapter_id == adapter_id, active)
         return (await self._session.scalars(statement)).one()
 
-    async def add(self, run: dict[str, Any], job: dict[str, Any]) -> bool:
-        """Store a new job with its run. False when its person's request has a job on the adapter already.
-
-        Waits for another transaction that stores one for the same request.
-        """
-        await self._session.execute(insert(Run).values(run))
-        stored = insert(UnlearnJob).values(job).on_conflict_do_nothing().returning(UnlearnJob.id)
-        return (await self._session.execute(stored)).one_or_none() is not None
-
     async def change(self, transition: ReturningUpdate[Run] | ReturningUpdate[str]) -> bool:
         """Apply a transition of app.jobs.transitions; tells whether the row was in the state that it expects."""
         return (await self._session.scalars(transition)).one_or_none() is not None
@@ -194,20 +203,6 @@ class JobRepository:
         """Run statements that follow a transition, in its transaction."""
         for statement in statements:
             await self._session.execute(statement)
-
-
-def _place_in_queue() -> ColumnElement[int]:
-    """1 for the run that is next, at most one more than `QUEUE_COUNTED`."""
-    ahead = aliased(Run)
-    # Runs of all tenants, since they share the workers; only the number leaves the service.
-    counted = (
-        select(ahead.id)
-        .where(ahead.status == "queued", tuple_(ahead.created_at, ahead.id) < tuple_(Run.created_at, Run.id))
-        .correlate(Run)
-        .limit(QUEUE_COUNTED)
-        .subquery()
-    )
-    return select(func.count() + 1).select_from(counted).scalar_subquery()
 
 
 # Built once: that takes longer than asking.

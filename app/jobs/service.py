@@ -9,16 +9,20 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from anyio import to_thread
 from sqlalchemy import Insert
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app import outbox
 from app.adapters.references import HEAD
 from app.adapters.repository import AdapterRepository
 from app.adapters.tables import Adapter, AdapterVersion
-from app.base_models.tables import BaseModelRow
 from app.datasets.repository import DatasetRepository
 from app.datasets.service import DatasetService
 from app.jobs import resolve, transitions
+from app.jobs.acceptance import store
+from app.jobs.grounds import Grounds, find
+from app.jobs.lookup import JobView
 from app.jobs.repository import JobRepository, JobRow
 from app.jobs.schemas import JobCreate, JobStatistics
 from app.jobs.sets import GivenSet, GivenSets, SetReader
@@ -47,12 +51,24 @@ class Caller:
 
 
 @dataclass(frozen=True)
+class Control:
+    """The version that a job is measured against, and the name of its adapter."""
+
+    adapter: str
+    version: AdapterVersion
+
+    @property
+    def name(self) -> str:
+        """As it is shown."""
+        return f"{self.adapter}@{self.version.number}"
+
+
+@dataclass(frozen=True)
 class Resolved:
     """A request, checked, with everything in it that was open settled but the seed."""
 
-    adapter: Adapter
-    base: BaseModelRow
-    control: AdapterVersion | None
+    grounds: Grounds
+    control: Control | None
     method: Method
     policy: Policy
     sets: GivenSets
@@ -66,6 +82,7 @@ class JobService:
 
     def __init__(
         self,
+        session: AsyncSession,
         jobs: JobRepository,
         adapters: AdapterRepository,
         datasets: DatasetRepository,
@@ -74,6 +91,7 @@ class JobService:
         settings: Settings,
         caller: Caller,
     ) -> None:
+        self._session = session
         self._jobs = jobs
         self._adapters = adapters
         self._datasets = datasets
@@ -83,31 +101,58 @@ class JobService:
         self._caller = caller
         self._tenant_id = caller.tenant_id
 
-    async def create(self, request: JobCreate) -> str:
-        """Check a request, resolve it, and store job, run, event and outbox message. Answers the job's id.
+    async def look_up(self, request: JobCreate, *, hold: bool = True) -> Grounds:
+        """Find what a request names.
+
+        Args:
+            hold: keep others from purging its datasets until the transaction ends.
+
+        Raises:
+            Invalid: there is no such adapter, or its `callback_url` is none to which requests are sent.
+            DuplicateRequest: its `subject_request_id` has a job on the adapter, live or succeeded.
+        """
+        named = [each for each in (request.forget_set, request.retain_set, request.holdout_set) if each is not None]
+        grounds = await find(
+            self._session,
+            self._tenant_id,
+            adapter=request.adapter,
+            datasets=[each for each in named if isinstance(each, str)],
+            default=request.retain_set is None,
+            subject_request_id=request.subject_request_id,
+            hold=hold,
+        )
+        if grounds is None:
+            raise invalid_field("/adapter", "no adapter of this name is registered; GET /adapters lists them")
+        if request.callback_url is not None:
+            check_callback(request.callback_url, "/callback_url", self._settings)
+        # Asked before the sets: those of a request that has succeeded are destroyed.
+        if grounds.before is not None:
+            raise _duplicate(grounds.before)
+        return grounds
+
+    async def create(self, request: JobCreate, grounds: Grounds) -> JobView:
+        """Check a request, resolve it, and store job, run, event and outbox message.
 
         Raises:
             Invalid: something in the request cannot be accepted.
-            DuplicateRequest: its `subject_request_id` has a job on the adapter, live or succeeded.
+            DuplicateRequest: its `subject_request_id` has a job on the adapter by now.
         """
-        found = await self.resolve(request, SetReader(self._datasets, self._uploads))
+        found = await self.resolve(request, grounds, SetReader(self._uploads))
         if request.callback_url is not None:
             await self._callbacks.accept(request.callback_url, "/callback_url")
-        job = self._row(request, found)
-        await self._store(job)
-        return str(job["id"])
+        return await self._store(self._row(request, found), found)
 
     def _row(self, request: JobCreate, found: Resolved) -> dict[str, Any]:
         return {
             "id": new_id("job"),
             "tenant_id": self._tenant_id,
-            "adapter_id": found.adapter.id,
+            "adapter_id": found.grounds.adapter.id,
             "run_id": new_id("run"),
             "status": "awaiting_approval" if found.policy.requires_approval else "queued",
             "forget_set_id": found.sets.forget.dataset.id,
             "retain_set_id": found.sets.retain.dataset.id,
             "holdout_set_id": found.sets.holdout.dataset.id if found.sets.holdout else None,
-            "control_version_id": found.control.id if found.control else None,
+            "control_version_id": found.control.version.id if found.control else None,
             "method": found.method.model_dump(),
             "policy": found.policy.model_dump(),
             "statistics": found.statistics.model_dump(),
@@ -120,30 +165,20 @@ class JobService:
             "submitted_by": self._caller.api_key,
         }
 
-    async def resolve(self, request: JobCreate, reader: SetReader) -> Resolved:
-        """Check a request and settle what it leaves open.
-
-        Raises:
-            Invalid: something in the request cannot be accepted.
-            DuplicateRequest: its `subject_request_id` has a job on the adapter, live or succeeded.
-        """
-        adapter = await self._adapters.by_name(request.adapter)
-        if adapter is None:
-            raise invalid_field("/adapter", "no adapter of this name is registered; GET /adapters lists them")
-        if request.callback_url is not None:
-            check_callback(request.callback_url, "/callback_url", self._settings)
-        # Asked before the sets: those of a request that has succeeded are destroyed.
-        await self._refuse_duplicate(adapter.id, request.subject_request_id)
+    async def resolve(self, request: JobCreate, grounds: Grounds, reader: SetReader) -> Resolved:
+        """Check a request and settle what it leaves open. Raises Invalid."""
         policy = resolve.policy(request.policy, require_approval=self._settings.require_approval)
-        control = await self._control(request.control, adapter)
-        sets = await reader.read(request, adapter.default_retain_set_id)
-        _require_holdout(request, sets.holdout)
-        base = await self._adapters.base_of(adapter)
+        control = await self._control(request.control, grounds.adapter)
+        sets = await reader.read(request, grounds)
         method = request.method.resolve(sets.forget.dataset.records)
-        statistics = await sets.statistics(Path(base.directory), method.max_length, stored=reader.keeps)
+        # One turn in a thread for all that reads the records.
+        statistics = await to_thread.run_sync(
+            lambda: sets.examine(Path(grounds.directory), method.max_length, stored=reader.keeps)
+        )
+        _require_holdout(request, sets.holdout)
         self._check_tokens(statistics)
         at = request.requested_at or datetime.now(UTC)
-        return Resolved(adapter, base, control, method, policy, sets, statistics, at, months_after(at, 1))
+        return Resolved(grounds, control, method, policy, sets, statistics, at, months_after(at, 1))
 
     async def get(self, job_id: str) -> JobRow:
         """A job with its run. Raises NotFound."""
@@ -186,7 +221,8 @@ class JobService:
             DuplicateRequest: its person's request has another job by now.
         """
         job, run, *_ = await self.get(job_id)
-        for dataset_id in filter(None, (job.forget_set_id, job.retain_set_id, job.holdout_set_id)):
+        # By id, as everybody locks several of them.
+        for dataset_id in sorted(filter(None, (job.forget_set_id, job.retain_set_id, job.holdout_set_id))):
             dataset = await self._datasets.by_id(dataset_id, lock=True)
             if dataset is None or dataset.purged_at is not None:
                 raise Conflict(f"dataset {dataset_id} was purged; send a new request with the records")
@@ -218,26 +254,18 @@ class JobService:
             return
         before = await self._jobs.of_request(adapter_id, subject_request_id)
         if before is not None:
-            raise DuplicateRequest(
-                f"this subject_request_id has a job on this adapter: {before}",
-                headers={"Location": f"/unlearn-jobs/{before}"},
-            )
+            raise _duplicate(before)
 
-    async def _store(self, job: dict[str, Any]) -> None:
-        job_id, run_id = job["id"], job["run_id"]
-        run = {"id": run_id, **{name: job[name] for name in ("tenant_id", "adapter_id", "status")}}
-        if not await self._jobs.add(run, job):
+    async def _store(self, job: dict[str, Any], found: Resolved) -> JobView:
+        adapter, control = found.grounds.adapter.name, found.control.name if found.control else None
+        view = await store(self._session, job, found.grounds.moment, adapter=adapter, control=control)
+        if view is None:
             await self._refuse_duplicate(job["adapter_id"], job["subject_request_id"])
             raise Conflict("a job of this subject_request_id has just ended; repeat this request")
-        waits = job["status"] == "awaiting_approval"
-        message = "accepted; waits for approval" if waits else "accepted"
-        await self._jobs.execute(transitions.event(job_id, self._tenant_id, message, kind="status"))
-        told = webhooks.emit("unlearn_job.awaiting_approval", job_id)
-        await self._jobs.execute(told if waits else outbox.execute_run(run_id))
         self._jobs.record(
             "job.accepted",
-            job_id,
-            run=run_id,
+            job["id"],
+            run=job["run_id"],
             adapter=job["adapter_id"],
             forget_set=job["forget_set_id"],
             retain_set=job["retain_set_id"],
@@ -247,10 +275,12 @@ class JobService:
             policy={"name": job["policy"]["name"], "version": job["policy"]["version"]},
             seed=job["seed"],
         )
-        if waits:
-            self._jobs.record("job.status", job_id, status="awaiting_approval", run=run_id)
+        if job["status"] == "awaiting_approval":
+            await self._jobs.execute(webhooks.emit("unlearn_job.awaiting_approval", job["id"]))
+            self._jobs.record("job.status", job["id"], status="awaiting_approval", run=job["run_id"])
+        return view
 
-    async def _control(self, wanted: str | None, adapter: Adapter) -> AdapterVersion | None:
+    async def _control(self, wanted: str | None, adapter: Adapter) -> Control | None:
         """The version that a job names as its control."""
         if wanted is None:
             return None
@@ -270,7 +300,7 @@ class JobService:
         head = await self._adapters.version(adapter.id, adapter.head)
         if head is not None and head.weights_sha256 == version.weights_sha256:
             raise invalid_field("/control", "has the very weights of the adapter, which has seen the records")
-        return version
+        return Control(name, version)
 
     def _event(self, job: UnlearnJob, message: str) -> Insert:
         return transitions.event(job.id, job.tenant_id, message, kind="status")
@@ -285,6 +315,13 @@ def _require_holdout(request: JobCreate, holdout: GivenSet | None) -> None:
         )
     if holdout.dataset.records < LEAST_FOR_MEMBERSHIP:
         raise invalid_field("/holdout_set", f"needs at least {LEAST_FOR_MEMBERSHIP} records to judge membership by")
+
+
+def _duplicate(before: str) -> DuplicateRequest:
+    return DuplicateRequest(
+        f"this subject_request_id has a job on this adapter: {before}",
+        headers={"Location": f"/unlearn-jobs/{before}"},
+    )
 
 
 def no_such_job() -> NotFound:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from anyio import to_thread
-
-from app.datasets.fingerprints import Overlap, overlap
+from app.datasets.fingerprints import overlap
 from app.datasets.records import Record, RecordError, validate_record
-from app.datasets.repository import DatasetRepository
 from app.datasets.schemas import Purpose
 from app.datasets.service import DatasetService
 from app.datasets.statistics import SetStatistics, token_statistics
 from app.datasets.tables import Dataset
 from app.datasets.vault import Vault
+from app.jobs.grounds import Grounds
 from app.jobs.schemas import InlineRecords, JobCreate, JobStatistics, RecordSet
 from app.kit.problems import FieldError, invalid_field, invalid_fields
 
@@ -36,13 +35,19 @@ class GivenSets:
     retain: GivenSet
     holdout: GivenSet | None
 
-    async def statistics(self, directory: Path, max_length: int, *, stored: bool = True) -> JobStatistics:
-        """What they hold, in tokens of the base model in `directory`.
+    def examine(self, directory: Path, max_length: int, *, stored: bool) -> JobStatistics:
+        """Check them against each other, and count what they hold, in tokens of the base model in `directory`.
 
         Args:
             max_length: tokens per sequence that the method asks for.
             stored: whether inline records were stored as datasets.
+
+        Raises:
+            Invalid: one shares records with the forget set.
         """
+        _check_overlap("retain_set", self.forget, self.retain)
+        if self.holdout:
+            _check_overlap("holdout_set", self.forget, self.holdout)
 
         def count(given: GivenSet) -> SetStatistics:
             dataset = given.dataset
@@ -54,19 +59,15 @@ class GivenSets:
                 tokens=token_statistics(given.vault, dataset, directory, max_length),
             )
 
-        def count_all() -> JobStatistics:
-            holdout = count(self.holdout) if self.holdout else None
-            return JobStatistics(forget=count(self.forget), retain=count(self.retain), holdout=holdout)
-
-        return await to_thread.run_sync(count_all)
+        holdout = count(self.holdout) if self.holdout else None
+        return JobStatistics(forget=count(self.forget), retain=count(self.retain), holdout=holdout)
 
 
 class SetReader:
     """Finds the sets of one tenant's requests."""
 
-    def __init__(self, datasets: DatasetRepository, uploads: DatasetService, *, keep: bool = True) -> None:
+    def __init__(self, uploads: DatasetService, *, keep: bool = True) -> None:
         """`keep`: store inline records as datasets, and keep others from purging a set until the transaction ends."""
-        self._datasets = datasets
         self._uploads = uploads
         self._keep = keep
 
@@ -75,27 +76,25 @@ class SetReader:
         """Whether inline records become datasets."""
         return self._keep
 
-    async def read(self, request: JobCreate, default_retain_set: str | None) -> GivenSets:
-        """The sets of a request. Raises Invalid when one cannot be used, or shares records with the forget set."""
-        retain_set = request.retain_set or default_retain_set
+    async def read(self, request: JobCreate, grounds: Grounds) -> GivenSets:
+        """The sets of a request. Raises Invalid when one cannot be used."""
+        retain_set = request.retain_set or grounds.adapter.default_retain_set_id
         if retain_set is None:
             raise invalid_field("/retain_set", "is needed, since the adapter has no default retain set")
-        forget = await self._set("forget", request.forget_set)
-        retain = await self._set("retain", retain_set)
-        holdout = await self._set("holdout", request.holdout_set) if request.holdout_set else None
-        await _check_overlap("retain_set", forget, retain)
-        if holdout:
-            await _check_overlap("holdout_set", forget, holdout)
+        found = grounds.datasets
+        forget = await self._set("forget", request.forget_set, found)
+        retain = await self._set("retain", retain_set, found)
+        holdout = await self._set("holdout", request.holdout_set, found) if request.holdout_set else None
         return GivenSets(forget, retain, holdout)
 
-    async def _set(self, purpose: Purpose, given: RecordSet) -> GivenSet:
+    async def _set(self, purpose: Purpose, given: RecordSet, found: Mapping[str, Dataset]) -> GivenSet:
         pointer = f"/{purpose}_set"
         if isinstance(given, InlineRecords):
             records = _records(pointer, given)
             if self._keep:
                 return GivenSet(await self._uploads.store_records(purpose, records), self._uploads.vault, inline=True)
             return GivenSet(*await self._uploads.hold_records(purpose, records), inline=True)
-        dataset = await self._datasets.by_id(given, lock=self._keep)
+        dataset = found.get(given)
         if dataset is None:
             raise invalid_field(pointer, f"no dataset with this id; POST /datasets?purpose={purpose} first")
         if dataset.purpose != purpose:
@@ -105,8 +104,8 @@ class SetReader:
         return GivenSet(dataset, self._uploads.vault, inline=False)
 
 
-async def _check_overlap(field: str, forget: GivenSet, other: GivenSet) -> None:
-    shared = await to_thread.run_sync(_overlap, forget, other)
+def _check_overlap(field: str, forget: GivenSet, other: GivenSet) -> None:
+    shared = overlap(forget.vault.index(forget.dataset), other.vault.index(other.dataset))
     if shared.records:
         places = shared.places("record" if other.inline else "line")
         raise invalid_field(
@@ -114,10 +113,6 @@ async def _check_overlap(field: str, forget: GivenSet, other: GivenSet) -> None:
             f"shares {shared.records} record(s) with the forget set, at its {places}; "
             "take them out of one of the two",
         )
-
-
-def _overlap(forget: GivenSet, other: GivenSet) -> Overlap:
-    return overlap(forget.vault.index(forget.dataset), other.vault.index(other.dataset))
 
 
 def _records(pointer: str, inline: InlineRecords) -> list[Record]:

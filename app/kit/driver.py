@@ -18,7 +18,8 @@ from sqlalchemy.dialects.postgresql.psycopg import dialect
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.expression import ClauseElement
+from sqlalchemy.sql.expression import BindParameter, ClauseElement
+from sqlalchemy.sql.visitors import cloned_traverse
 
 from app.kit.db import CONNECTION, Base
 
@@ -36,7 +37,7 @@ class Prepared:
 
     def __init__(self, statement: Executable) -> None:
         self.statement = statement
-        compiled = cast(SQLCompiler, cast(ClauseElement, statement).compile(dialect=_DIALECT))
+        compiled = cast(SQLCompiler, _with_constants(statement).compile(dialect=_DIALECT))
         if compiled.insert_prefetch or compiled.update_prefetch:
             raise ValueError("a column's default is Python's: give it a value")
         # With the values of every IN: there is no later moment to put them there.
@@ -78,6 +79,17 @@ class Prepared:
     def _bound(self, name: str, value: object) -> object:
         process = self._bind.get(name)
         return value if process is None else process(value)
+
+
+def _with_constants(statement: Executable) -> ClauseElement:
+    """The statement with what is not named by `bindparam` as literals: less to send, and partial indexes match it."""
+
+    def write_out(parameter: BindParameter[Any]) -> None:
+        if not parameter.required and parameter.type.dialect_impl(_DIALECT).literal_processor(_DIALECT):
+            parameter.literal_execute = True
+
+    written: ClauseElement = cloned_traverse(cast(ClauseElement, statement), {}, {"bindparam": write_out})
+    return written
 
 
 def columns(entity: type[Base]) -> dict[str, Label[Any]]:

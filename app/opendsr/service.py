@@ -147,10 +147,10 @@ class OpenDsrService:
                 "requested_at": request.submitted_time.isoformat(),
             }
         )
-        job_id = await self._jobs.create(job)
+        job_id = (await self._jobs.create(job, await self._jobs.look_up(job))).job.id
         await self._requests.link(request_id, job_id)
         await self._indexes.claim(job_id, found.entries)
-        return job_id
+        return str(job_id)
 
 
 def request_digest(request: SubjectRequest, pepper: bytes) -> bytes:

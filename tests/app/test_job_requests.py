@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from app.idempotency.repository import sweep
 from app.idempotency.tables import AcceptedRequest
 from app.jobs import transitions
+from app.jobs.quota import JobQuota
 from app.jobs.tables import Run, UnlearnJob
 from tests.app.conftest import caller, make_key, post_job, record, upload
 
@@ -162,3 +163,16 @@ async def test_another_key_of_the_tenant_gets_the_first_answer_too(
     first = await client.post("/unlearn-jobs", json=body, headers=headers)
     async with caller(app, make_key(engine, "ours")) as colleague:
         assert (await colleague.post("/unlearn-jobs", json=body, headers=headers)).content == first.content
+
+
+async def test_a_full_tenant_gets_its_first_answers_again(client: httpx.AsyncClient, app: Any) -> None:
+    body, headers = {**await body_of(client), "subject_request_id": "sr-1"}, {"Idempotency-Key": "k"}
+    first = await client.post("/unlearn-jobs", json=body, headers=headers)
+    app.state.job_quota = JobQuota(1)
+    again = await client.post("/unlearn-jobs", json=body, headers=headers)
+    assert (again.status_code, again.content) == (202, first.content)
+    same = await client.post("/unlearn-jobs", json=body)
+    assert (same.status_code, same.json()["code"]) == (409, "duplicate_request")
+    assert same.headers["location"] == first.headers["location"]
+    other = await client.post("/unlearn-jobs", json={**body, "subject_request_id": "sr-2"})
+    assert (other.status_code, other.json()["code"]) == (429, "quota_exceeded")
