@@ -76,7 +76,7 @@ class _Answer:
             if message["status"] == HTTPStatus.METHOD_NOT_ALLOWED:
                 # The framework names the methods of the first route with this path alone.
                 MutableHeaders(scope=message)["Allow"] = ", ".join(allowed_methods(self._request))
-            self._log(message["status"])
+            self._log(int(message["status"]))
         await self._send(message)
 
     async def fail(self, error: Exception, receive: Receive) -> None:

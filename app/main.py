@@ -71,7 +71,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     uploads = dict.fromkeys(("/datasets", "/adapters", "/identity-indexes"), settings.max_upload_bytes)
     app.add_middleware(BodyLimit, usual=settings.max_json_bytes, uploads=uploads)
     app.add_middleware(Entrance, authenticate=authenticate)
+    # Asked in this order whether a path is theirs: first those that are called all the time.
     for router in (
+        jobs,
         health,
         base_models,
         adapters,
@@ -79,7 +81,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         links,
         datasets,
         identities,
-        jobs,
         job_events,
         opendsr,
         attestations,

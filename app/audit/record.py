@@ -8,7 +8,7 @@ order, and no two transactions wait for each other. What is rolled back leaves n
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import groupby
 from typing import Any, cast
@@ -125,7 +125,7 @@ def _write_noted(session: Session) -> None:
 def _write(session: Session, tenant_id: str, noted: Iterable[_Noted]) -> None:
     last, at = _locked_head(session, tenant_id)
     for one in noted:
-        entry = AuditEntry(**asdict(one), sequence=last.sequence + 1, at=at, previous_hash=last.hash)
+        entry = AuditEntry(**vars(one), sequence=last.sequence + 1, at=at, previous_hash=last.hash)
         entry.hash = entry_hash(document(entry))
         _APPEND.now(session, **{f"entry_{name}": getattr(entry, name) for name in _COLUMNS})
         last = Head(entry.sequence, entry.hash)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, and_, delete, func, literal, select, true
+from sqlalchemy import Integer, Interval, LargeBinary, Text, and_, bindparam, delete, func, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from app.idempotency.tables import AcceptedRequest
+from app.kit.driver import Prepared
 
 _LOCKS = 0x1DE0  # the class of these advisory locks among all of the service's
 
@@ -27,6 +29,15 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
+class Accepted(NamedTuple):
+    """A request that was accepted before."""
+
+    request_digest: bytes
+    status: int
+    location: str
+    body: str
+
+
 class AcceptedRequestRepository:
     """Accepted requests of one tenant."""
 
@@ -34,43 +45,60 @@ class AcceptedRequestRepository:
         self._session = session
         self._tenant_id = tenant_id
 
-    async def claim(self, key: bytes) -> tuple[bool, AcceptedRequest | None]:
+    async def claim(self, key: bytes) -> tuple[bool, Accepted | None]:
         """Whether this transaction is the only one at work under the key, and the request that was accepted before.
 
         Waits for nobody: the other transaction may hold the key for as long as it likes.
         """
-        locked = func.pg_try_advisory_xact_lock(_LOCKS, func.hashtext(self._tenant_id + key.hex())).label("locked")
-        alone = select(locked).cte("alone").prefix_with("MATERIALIZED")
-        found = select(alone.c.locked, AcceptedRequest).outerjoin_from(
-            alone, AcceptedRequest, and_(self._is(key), AcceptedRequest.expires_at > func.now())
-        )
-        row = (await self._session.execute(found)).one()
-        return row[0], row[1]
+        lock = self._tenant_id + key.hex()
+        alone, *before = await _CLAIM.one(self._session, tenant=self._tenant_id, key=key, lock=lock)
+        return alone, Accepted(*before) if before[0] is not None else None
 
     async def add(self, key: bytes, request: bytes, answer: Answer, lifetime: timedelta) -> bool:
         """Keep an answer. False when somebody else kept one meanwhile."""
-        values = {
-            "request_digest": request,
-            "status": answer.status,
-            "location": answer.location,
-            "body": answer.body,
-            "created_at": func.now(),
-            "expires_at": func.now() + literal(lifetime),
-        }
-        statement = (
-            insert(AcceptedRequest)
-            .values(tenant_id=self._tenant_id, key_digest=key, **values)
-            .on_conflict_do_update(
-                index_elements=["tenant_id", "key_digest"],
-                set_=values,
-                where=AcceptedRequest.expires_at <= func.now(),
-            )
-            .returning(true())
-        )
-        return (await self._session.execute(statement)).one_or_none() is not None
+        given = {"status": answer.status, "location": answer.location, "body": answer.body}
+        values = {"tenant": self._tenant_id, "key": key, "request": request, "lifetime": lifetime, **given}
+        return await _ADD.one(self._session, **values) is not None
 
-    def _is(self, key: bytes) -> ColumnElement[bool]:
-        return and_(AcceptedRequest.tenant_id == self._tenant_id, AcceptedRequest.key_digest == key)
+
+def _claim() -> Prepared:
+    tenant, key = bindparam("tenant", type_=Text), bindparam("key", type_=LargeBinary)
+    mine = (AcceptedRequest.tenant_id == tenant, AcceptedRequest.key_digest == key)
+    lock = func.pg_try_advisory_xact_lock(_LOCKS, func.hashtext(bindparam("lock", type_=Text)))
+    alone = select(lock.label("locked")).cte("alone").prefix_with("MATERIALIZED")
+    answered = (
+        AcceptedRequest.request_digest,
+        AcceptedRequest.status,
+        AcceptedRequest.location,
+        AcceptedRequest.body,
+    )
+    on = and_(*mine, AcceptedRequest.expires_at > func.now())
+    return Prepared(select(alone.c.locked, *answered).outerjoin_from(alone, AcceptedRequest, on))
+
+
+def _add() -> Prepared:
+    values = {
+        "request_digest": bindparam("request", type_=LargeBinary),
+        "status": bindparam("status", type_=Integer),
+        "location": bindparam("location", type_=Text),
+        "body": bindparam("body", type_=Text),
+        "created_at": func.now(),
+        "expires_at": func.now() + bindparam("lifetime", type_=Interval),
+    }
+    owner = {"tenant_id": bindparam("tenant", type_=Text), "key_digest": bindparam("key", type_=LargeBinary)}
+    return Prepared(
+        insert(AcceptedRequest)
+        .values(**owner, **values)
+        .on_conflict_do_update(
+            index_elements=["tenant_id", "key_digest"],
+            set_=values,
+            where=AcceptedRequest.expires_at <= func.now(),
+        )
+        .returning(true().label("kept"))
+    )
+
+
+_CLAIM, _ADD = _claim(), _add()
 
 
 def sweep(session: Session, limit: int) -> int:

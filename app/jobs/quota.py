@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.dependencies import SessionDep, TenantDep
+from app.dependencies import SessionDep, tenant_of
 from app.jobs.repository import JobRepository
 from app.kit.problems import QuotaExceeded
 
@@ -55,8 +55,9 @@ class TenantQuota:
         await self._quota.take(self._jobs, self._tenant_id)
 
 
-async def tenant_quota(request: Request, session: SessionDep, tenant: TenantDep) -> TenantQuota:
+async def tenant_quota(request: Request, session: SessionDep) -> TenantQuota:
     """The quota of the caller's tenant."""
+    tenant = await tenant_of(request)
     return TenantQuota(request.app.state.job_quota, JobRepository(session, tenant), tenant)
 
 

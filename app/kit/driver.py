@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from psycopg import AsyncConnection, OperationalError
-from psycopg.rows import namedtuple_row
+from psycopg import AsyncConnection, AsyncRawCursor, OperationalError
+from psycopg.rows import RowMaker, namedtuple_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from sqlalchemy import AdaptedConnection, Dialect, Executable, Label, inspect, make_url
 from sqlalchemy.dialects.postgresql.psycopg import dialect
@@ -23,7 +23,8 @@ from sqlalchemy.sql.visitors import cloned_traverse
 
 from app.kit.db import CONNECTION, Base
 
-_DIALECT: Dialect = dialect()  # type: ignore[no-untyped-call]
+_DIALECT: Dialect = dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
+_DRIVER = "driver_connection"
 READ_CONNECTIONS = 10
 # Seconds until a free connection comes, or the database counts as away.
 WAIT = 5.0
@@ -45,16 +46,16 @@ class Prepared:
         self._text = expanded.statement.encode()
         self._fixed = dict(expanded.parameters)
         processors = {**compiled._bind_processors, **expanded.processors}
-        self._bind = cast("dict[str, Callable[[Any], object]]", processors)
+        bind = [(name, processors.get(name)) for name in expanded.positiontup or ()]
+        self._bind = cast("list[tuple[str, Callable[[Any], object] | None]]", bind)
+        self._row: RowMaker[Any] | None = None
 
     async def rows(self, session: AsyncSession, **values: object) -> list[Any]:
         """The rows in the session's transaction, with the columns as attributes.
 
         What the session has not written yet is not seen. Raises the driver's errors (psycopg.Error).
         """
-        connection = await session.connection()
-        driver = connection.sync_connection.connection.driver_connection  # type: ignore[union-attr] # it is open
-        return await self.run(driver, values)  # type: ignore[arg-type] # psycopg's, the only one there is
+        return await self.run(await _driver_of(session), values)
 
     async def one(self, session: AsyncSession, **values: object) -> Any:  # noqa: ANN401 - a row
         """The only row, or None. As `rows`."""
@@ -71,14 +72,28 @@ class Prepared:
 
     async def run(self, connection: AsyncConnection[Any], values: dict[str, object]) -> list[Any]:
         """The rows, asked on a connection of the driver."""
-        bound = {name: self._bound(name, value) for name, value in {**self._fixed, **values}.items()}
-        cursor = connection.cursor(row_factory=namedtuple_row)
+        given = {**self._fixed, **values}
+        bound = [given[name] if process is None else process(given[name]) for name, process in self._bind]
+        # Raw: the numbers of the parameters stand in the text as Postgres reads them.
+        cursor = AsyncRawCursor(connection, row_factory=self._row_of)
         await cursor.execute(self._text, bound)
         return await cursor.fetchall()
 
-    def _bound(self, name: str, value: object) -> object:
-        process = self._bind.get(name)
-        return value if process is None else process(value)
+    def _row_of(self, cursor: Any) -> RowMaker[Any]:  # noqa: ANN401 - psycopg's base of all cursors
+        # Its columns are the same each time.
+        if self._row is None:
+            self._row = namedtuple_row(cursor)
+        return self._row
+
+
+async def _driver_of(session: AsyncSession) -> AsyncConnection[Any]:
+    """The connection of a session's transaction, asked for once in it."""
+    transaction, known = session.sync_session.get_transaction(), session.info.get(_DRIVER)
+    if known is None or transaction is None or known[0] is not transaction:
+        connection = await session.connection()
+        driver = connection.sync_connection.connection.driver_connection  # type: ignore[union-attr] # it is open
+        known = session.info[_DRIVER] = session.sync_session.get_transaction(), driver
+    return cast("AsyncConnection[Any]", known[1])  # psycopg's, the only one there is
 
 
 def _with_constants(statement: Executable) -> ClauseElement:

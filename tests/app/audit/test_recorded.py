@@ -18,7 +18,6 @@ from app.auth.tables import ApiKey
 from app.base_models.tables import BaseModelRow
 from app.datasets.intake import salt_of, salted_digest
 from app.jobs import transitions
-from app.jobs.repository import JobRepository
 from app.settings import Settings
 from tests.app.audit.test_record import entries, findings
 from tests.app.conftest import PEPPER, post_adapter, post_job, record, upload
@@ -142,10 +141,11 @@ async def test_a_request_that_fails_at_its_end_is_not_recorded(
 ) -> None:
     before = len(entries(engine))
 
-    async def fail(*_arguments: object) -> None:
+    def fail(*_arguments: object) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr(JobRepository, "execute", fail)
+    # The last thing that is done with a job that was stored.
+    monkeypatch.setattr("app.jobs.endpoints.present", fail)
     assert (await post_job(client)).status_code == 500
     assert len(entries(engine)) == before
 
