@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -105,6 +106,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.rate_limits = RateLimits.of(app.state.settings)
     app.state.guesses = Guesses(app.state.rate_limits)
     await app.state.reads.open()
+    # What is there now stays: without it in the way, collecting garbage takes a fraction of a request's time.
+    gc.freeze()
     yield
     await app.state.last_use.finish()
     await app.state.rate_limits.close()
