@@ -40,7 +40,9 @@ figures:
                       and carries an Idempotency-Key
   poll_ratio          the same of GET /unlearn-jobs/{id} and selecting one row
   upload_extra_mb     peak resident memory of the API process while a dataset streams in, less that of the idle one
-  list_latency_ratio  median latency of GET /unlearn-jobs over many jobs to that over few, of the worst of all filters
+  list_latency_ratio  median latency of GET /unlearn-jobs over many jobs to that over few, of the worst filter;
+                      both pages have as many rows as the shorter one by itself; uncorrected_ratio, printed beside it,
+                      is that of the pages as they come
 
 examples:
   python -m benchmarks.api --json result.json

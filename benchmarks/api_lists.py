@@ -1,4 +1,7 @@
-"""Latency of lists over few and over many jobs: two services that differ in nothing but their rows."""
+"""Latency of lists over few and over many jobs: two services that differ in nothing but their rows.
+
+Pages of the same length are compared, and pages as they come beside them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from urllib.parse import quote
 import psycopg
 from psycopg import sql
 
-from benchmarks.api_load import Load, quartiles, request_bytes, send_all
+from benchmarks.api_load import Load, documents, quartiles, request_bytes, send_all
 from benchmarks.api_requests import check
 from benchmarks.api_servers import Server, connect
 
@@ -128,22 +131,52 @@ def queries(count: int, adapter: str) -> dict[str, str]:
 
 
 def measure_lists(few: Server, many: Server, counts: tuple[int, int], adapter: str, rounds: int) -> dict[str, Any]:
-    """Median latencies of each query on both services, asked in turns by one client, and the worst ratio."""
-    asked = {server: queries(count, adapter) for server, count in zip((few, many), counts, strict=True)}
-    taken: dict[str, dict[Server, list[float]]] = {name: {few: [], many: []} for name in asked[few]}
+    """Median latencies of each query on both services, asked in turns by one client, and the worst ratio.
+
+    Where few jobs fill less of a page than many do, writing longer pages would count as finding them. So both are
+    asked for as many rows as the shorter page has, and for one where that is empty: `ratio`. What a caller gets who
+    names no limit is `uncorrected_ratio`.
+    """
+    both = (few, many)
+    asked = {server: queries(count, adapter) for server, count in zip(both, counts, strict=True)}
+    rows = {name: [_rows(server, asked[server][name]) for server in both] for name in asked[few]}
+    limits = {name: f"&limit={max(1, min(lengths))}" for name, lengths in rows.items()}
+    taken: dict[str, dict[str, tuple[list[float], list[float]]]] = {
+        name: {"": ([], []), limit: ([], [])} for name, limit in limits.items()
+    }
     for number in range(-WARM_UP, rounds):
-        for name, by_server in taken.items():
-            for server, latencies in by_server.items():
-                load = _ask(server, asked[server][name])
-                if number >= 0:
-                    latencies += load.latencies
-    rows = {name: _row(by_server[few], by_server[many]) for name, by_server in taken.items()}
-    worst = max(rows, key=lambda name: float(rows[name]["ratio"]))
-    return {"ratio": rows[worst]["ratio"], "worst": worst, "jobs": counts, "requests_each": rounds, "queries": rows}
+        for name, by_limit in taken.items():
+            for limit, latencies in by_limit.items():
+                for server, of_server in zip(both, latencies, strict=True):
+                    load = _ask(server, asked[server][name] + limit)
+                    if number >= 0:
+                        of_server += load.latencies
+    found = {
+        name: _row(*taken[name][limit])
+        | {"rows": rows[name], "limit": int(limit.partition("=")[2]), "uncorrected": _row(*taken[name][""])}
+        for name, limit in limits.items()
+    }
+    worst = max(found, key=lambda name: float(found[name]["ratio"]))
+    uncorrected = max(found, key=lambda name: float(found[name]["uncorrected"]["ratio"]))
+    return {
+        "ratio": found[worst]["ratio"],
+        "worst": worst,
+        "uncorrected_ratio": found[uncorrected]["uncorrected"]["ratio"],
+        "uncorrected_worst": uncorrected,
+        "jobs": counts,
+        "requests_each": rounds,
+        "queries": found,
+    }
 
 
-def _ask(server: Server, query: str) -> Load:
-    load = send_all(server.port, [request_bytes("GET", f"/unlearn-jobs?{query}", server.key)], 1)
+def _rows(server: Server, query: str) -> int:
+    """How many rows the first page has."""
+    (page,) = documents(_ask(server, query, keep=True))
+    return len(page["data"])
+
+
+def _ask(server: Server, query: str, *, keep: bool = False) -> Load:
+    load = send_all(server.port, [request_bytes("GET", f"/unlearn-jobs?{query}", server.key)], 1, keep=keep)
     check(query, load, 200)
     return load
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -72,6 +73,37 @@ async def test_an_accepted_job_shows_every_knob(client: httpx.AsyncClient) -> No
     assert job["due_at"] == "2026-02-28T12:00:00Z"
     assert job["progress"]["queue_position"] == 1
     assert (await client.get(f"/unlearn-jobs/{job['id']}")).json() == job
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"requested_at": "2020-01-31T12:00:00Z"}, {"policy": {"requires_approval": True}}]
+)
+async def test_the_answer_is_the_job_as_it_is_read(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
+    await new_job(client)
+    job = await new_job(client, **body, metadata={"case": "7"})
+    assert job == (await client.get(f"/unlearn-jobs/{job['id']}")).json()
+
+
+async def test_jobs_with_the_same_retain_set_do_not_wait_for_each_other(
+    client: httpx.AsyncClient, engine: Engine
+) -> None:
+    retain = await upload(client, "retain", record("Bob"))
+    with engine.connect() as other:
+        # What another transaction holds that accepts a job.
+        other.execute(text("SELECT id FROM datasets FOR SHARE"))
+        async with asyncio.timeout(30):
+            await new_job(client, retain_set=retain)
+
+
+async def test_a_set_is_not_purged_while_its_job_is_accepted(client: httpx.AsyncClient, engine: Engine) -> None:
+    retain = await upload(client, "retain", record("Bob"))
+    with engine.connect() as other:
+        other.execute(text("UPDATE datasets SET wrapped_key = NULL, purged_at = now()"))
+        asked = asyncio.create_task(post_job(client, retain_set=retain))
+        while not other.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
+            await asyncio.sleep(0.01)
+        other.commit()
+    assert (await asked).json()["errors"][0]["detail"].startswith("was purged")
 
 
 async def test_job_run_event_and_message_are_stored_together(client: httpx.AsyncClient, engine: Engine) -> None:

@@ -8,7 +8,7 @@ from typing import cast
 import psycopg
 import pytest
 from psycopg.errors import UniqueViolation
-from sqlalchemy import Table, bindparam, insert, select
+from sqlalchemy import Table, Text, bindparam, insert, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 
@@ -96,3 +96,10 @@ async def test_connections_that_the_server_has_ended_are_replaced(reads: Reads, 
 def test_a_default_that_only_a_session_would_fill_in_is_refused() -> None:
     with pytest.raises(ValueError, match="default"):
         Prepared(insert(Run).values(id=bindparam("run")))
+
+
+async def test_what_is_not_named_stands_in_the_text(reads: Reads) -> None:
+    odd = "50% of '$1' and %s"
+    asked = Prepared(select(literal(odd).label("odd"), bindparam("given", type_=Text).label("given")))
+    assert tuple(await reads.one(asked, given="x")) == (odd, "x")
+    assert asked._text.count(b"$") == 2
