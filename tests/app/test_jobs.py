@@ -100,7 +100,7 @@ async def test_a_set_is_not_purged_while_its_job_is_accepted(client: httpx.Async
     with engine.connect() as other:
         other.execute(text("UPDATE datasets SET wrapped_key = NULL, purged_at = now()"))
         asked = asyncio.create_task(post_job(client, retain_set=retain))
-        while not other.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
+        while not asked.done() and not other.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")):
             await asyncio.sleep(0.01)
         other.commit()
     assert (await asked).json()["errors"][0]["detail"].startswith("was purged")
