@@ -5,22 +5,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
-import psycopg
 import pytest
-from psycopg import sql
 from redis import Redis
-from sqlalchemy import make_url
 
-from app.database import upgrade_schema
-from app.embedded.postgres import EmbeddedPostgres, create_database, libpq_url
+from app.embedded.postgres import EmbeddedPostgres
 from app.embedded.redis import EmbeddedRedis
 from app.kit.signing import PrivateKey
 from app.settings import Settings, get_settings
+from tests.databases import Databases
 from worker.database import engine
 
-TEMPLATE = "lethe_template"
 SIGNING_KEY = PrivateKey.generate()
 
 
@@ -42,21 +37,17 @@ def postgres_url(server_directory: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def template_database(postgres_url: str) -> str:
-    """Name of a migrated, empty database that tests clone."""
-    create_database(postgres_url, TEMPLATE)
-    upgrade_schema(with_database(postgres_url, TEMPLATE))
-    return TEMPLATE
+def databases(postgres_url: str) -> Databases:
+    """The server's databases for tests."""
+    return Databases(postgres_url)
 
 
 @pytest.fixture
-def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
-    """SQLAlchemy URL of a fresh migrated database, dropped after the test."""
-    name = f"test_{uuid4().hex}"
-    create_database(postgres_url, name, template=template_database)
-    yield with_database(postgres_url, name)
-    with psycopg.connect(libpq_url(postgres_url), autocommit=True) as connection:
-        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+def database_url(databases: Databases) -> Iterator[str]:
+    """SQLAlchemy URL of a migrated database without rows."""
+    url = databases.lend()
+    yield url
+    databases.take_back(url)
 
 
 @pytest.fixture(scope="session")
@@ -74,11 +65,6 @@ def redis_clean_url(redis_url: str) -> str:
     with Redis.from_url(redis_url) as client:
         client.flushall()
     return redis_url
-
-
-def with_database(url: str, name: str) -> str:
-    """The same server, another database."""
-    return make_url(url).set(database=name).render_as_string(hide_password=False)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import base64
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -32,6 +33,7 @@ class Credentials:
     domain: str
 
     @classmethod
+    @lru_cache(maxsize=2)  # to check an RSA key takes a tenth of a second, and settings are read more than once
     def parse(cls, text: str) -> Credentials:
         """Read base64 of PEM blocks: ``cat key.pem certificate.pem chain.pem | base64 -w0``.
 

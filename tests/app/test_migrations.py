@@ -12,7 +12,7 @@ from app.database import alembic_config, schema_head, upgrade_schema
 from app.embedded.postgres import create_database
 from app.kit.db import make_engine
 from app.tables import metadata
-from tests.conftest import with_database
+from tests.databases import with_database
 
 
 def test_migrations_make_exactly_the_tables_of_the_code(database_url: str) -> None:
