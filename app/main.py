@@ -63,11 +63,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.state.settings = settings
-    app.state.tokens = TokenVerifier.of(settings)
-    app.state.job_quota = JobQuota(settings.max_live_jobs)
-    app.state.stream_places = StreamPlaces(settings.max_event_streams, settings.max_tenant_event_streams)
-    app.state.storage = LocalStorage(settings.storage_dir)
+    configure(app, settings)
     problems.install(app)
     uploads = dict.fromkeys(("/datasets", "/adapters", "/identity-indexes"), settings.max_upload_bytes)
     app.add_middleware(BodyLimit, usual=settings.max_json_bytes, uploads=uploads)
@@ -95,6 +91,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     webhooks_section.describe(app)
     _describe(app)
     return app
+
+
+def configure(app: FastAPI, settings: Settings) -> None:
+    """Have an application that is not started work by these settings. Its limits on bodies stay as it was made."""
+    app.state.settings = settings
+    app.state.tokens = TokenVerifier.of(settings)
+    app.state.job_quota = JobQuota(settings.max_live_jobs)
+    app.state.stream_places = StreamPlaces(settings.max_event_streams, settings.max_tenant_event_streams)
+    app.state.storage = LocalStorage(settings.storage_dir)
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from app.auth.scopes import ADMIN, Scope
 from app.auth.tables import Tenant
 from app.kit.certificates import self_signed
 from app.kit.db import make_engine
-from app.main import create_app
+from app.main import configure, create_app
 from app.settings import Settings
 from tests.app import tiny
 
@@ -56,12 +56,26 @@ def engine(database_url: str) -> Engine:
     return make_engine(database_url)
 
 
+_made: dict[tuple[int, int], FastAPI] = {}
+
+
+def application_of(settings: Settings) -> FastAPI:
+    """An application that works by the settings. To make the routes of one takes longer than most tests."""
+    limits = (settings.max_json_bytes, settings.max_upload_bytes)
+    if limits not in _made:
+        _made[limits] = create_app(settings)
+    configure(_made[limits], settings)
+    return _made[limits]
+
+
 @pytest.fixture
 async def app(settings: Settings) -> AsyncIterator[FastAPI]:
     """The started application."""
-    application = create_app(settings)
+    application = application_of(settings)
+    routes = list(application.router.routes)
     async with application.router.lifespan_context(application):
         yield application
+    application.router.routes[:] = routes
 
 
 def make_key(engine: Engine, tenant: str, *scopes: Scope) -> str:
