@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+from contextlib import redirect_stderr, redirect_stdout
 
 import httpx
+import pytest
 from sqlalchemy import Engine
 
+from app import cli
 from app.settings import Settings
 from tests.app.conftest import make_key, post_job, serving
-from tests.cli.conftest import Run, lethe
+from tests.cli.conftest import Outcome
 
-__all__ = ["lethe"]
+
+def lethe(*arguments: str) -> Outcome:
+    """Runs a command line. pytest's own capture would leave the service's log on a file that is closed."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr("sys.argv", ["lethe", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    return Outcome(end.value.code if isinstance(end.value.code, int) else 0, out.getvalue(), err.getvalue())
 
 
 async def test_jobs_are_listed_approved_followed_extended_cancelled_and_retried(
-    client: httpx.AsyncClient, adapter: str, settings: Settings, engine: Engine, lethe: Run
+    client: httpx.AsyncClient, adapter: str, settings: Settings, engine: Engine
 ) -> None:
     wanted = {"policy": {"requires_approval": True}, "metadata": {"case": "7"}}
     job = (await post_job(client, **wanted)).json()["id"]
@@ -41,7 +53,7 @@ async def test_jobs_are_listed_approved_followed_extended_cancelled_and_retried(
         assert "job is queued" in (await run("deny", job))[1]
 
 
-async def test_receivers_of_webhooks_are_managed(client: httpx.AsyncClient, settings: Settings, lethe: Run) -> None:
+async def test_receivers_of_webhooks_are_managed(client: httpx.AsyncClient, settings: Settings) -> None:
     key = client.headers["authorization"].removeprefix("Bearer ")
     async with serving(settings.model_copy(update={"webhook_allow_private": ("127.0.0.0/8",)})) as (host, port):
 
