@@ -17,6 +17,7 @@ from app.methods import (
     METHOD_REQUESTS,
     POLICIES,
     RETAIN_LOSSES,
+    SCHEDULES,
     STOP_RULES,
     Policy,
     describe,
@@ -49,6 +50,7 @@ class MethodList(BaseModel):
     next_cursor: str | None = None
     forget_losses: Annotated[list[KnobsRead], Field(description="For `forget_loss` of any method.")]
     retain_losses: Annotated[list[KnobsRead], Field(description="For `retain_loss` of any method.")]
+    schedules: Annotated[list[KnobsRead], Field(description="For `schedule` of any method.")]
     stop_rules: Annotated[list[KnobsRead], Field(description="For `stop` of any method.")]
 
 
@@ -68,11 +70,12 @@ class PolicyList(BaseModel):
     responses=responses(HTTPStatus.UNAUTHORIZED),
 )
 async def methods(_tenant: TenantDep) -> MethodList:
-    """Methods, losses and stop rules: their defaults, and what every knob does."""
+    """Methods, losses, schedules and stop rules: their defaults, and what every knob does."""
     return MethodList(
         data=[MethodRead(**knobs) for knobs in _knobs(METHOD_REQUESTS)],
         forget_losses=[KnobsRead(**knobs) for knobs in _knobs(FORGET_LOSSES)],
         retain_losses=[KnobsRead(**knobs) for knobs in _knobs(RETAIN_LOSSES)],
+        schedules=[KnobsRead(**knobs) for knobs in _knobs(SCHEDULES)],
         stop_rules=[KnobsRead(**knobs) for knobs in _knobs(STOP_RULES)],
     )
 

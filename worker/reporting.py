@@ -146,6 +146,7 @@ def _probe(probe: Probe) -> dict[str, object]:
         "retain_probability": probe.retain.probability,
         "retain_ratio": probe.retain_ratio,
         "retain_sequences": probe.retain.sequences,
+        "resurfaced_probability": probe.resurfaced.probability if probe.resurfaced else None,
     }
 
 

@@ -40,6 +40,14 @@ class RunWatcher(Watcher):
         last = report.step == report.total_steps
         if not last and report.step % max(1, report.total_steps // METRICS_PER_RUN):
             return
+        if report.kind == "rehearsal":
+            self._lease.metrics(
+                f"step {report.step} of {report.total_steps}, rehearsing",
+                step=report.step,
+                retain_loss=report.retain_loss,
+                update_norm=report.update_norm,
+            )
+            return
         self._lease.metrics(
             f"step {report.step} of {report.total_steps}",
             step=report.step,
@@ -59,6 +67,7 @@ class RunWatcher(Watcher):
             forget_extraction_strength=probe.forget.extraction_strength,
             retain_probability=probe.retain.probability,
             retain_ratio=probe.retain_ratio,
+            **({"resurfaced_probability": probe.resurfaced.probability} if probe.resurfaced else {}),
         )
 
     def wants_checkpoint(self) -> bool:

@@ -167,6 +167,10 @@ class Probe(BaseModel):
     retain_probability: _Share
     retain_ratio: Annotated[float, Field(ge=0, description="Retain probability over that of the source adapter.")]
     retain_sequences: Annotated[int, Field(description="Sequences looked at.")]
+    resurfaced_probability: Annotated[
+        float | None,
+        Field(ge=0, le=1, description="Forget probability after the last rehearsal; null where there was none."),
+    ] = None
 
 
 class Training(BaseModel):

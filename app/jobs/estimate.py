@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from app.base_models.tables import BaseModelRow
 from app.jobs.schemas import JobStatistics
-from app.methods import STORED_METHOD, Method
+from app.methods import STORED_METHOD, Method, sequences_per_step
 from app.settings import Settings
 
 _GPU = 10e12, 200e12  # floating-point operations per second that training reaches, slow and fast
@@ -48,24 +48,23 @@ class Estimate(BaseModel):
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """What an evaluated run on the same base model took. Seconds; steps of all its trainings."""
+    """What an evaluated run on the same base model took. Seconds; steps of all its trainings; sequences per step."""
 
     unlearning: float
     evaluating: float
     steps: int
-    batch: int
+    sequences: float
 
     @classmethod
     def of(cls, durations: Mapping[str, Any], method: Mapping[str, Any], steps: int) -> EarlierRun:
         """From the parts of an evaluation."""
         used = STORED_METHOD.validate_python(method)
-        batch = used.forget_batch_size + used.retain_batch_size
-        return cls(float(durations["unlearning"]), float(durations["evaluating"]), steps, batch)
+        return cls(float(durations["unlearning"]), float(durations["evaluating"]), steps, _sequences(used, steps))
 
     @property
     def seconds_per_sequence(self) -> float:
         """Of training."""
-        return self.unlearning / (self.steps * self.batch)
+        return self.unlearning / (self.steps * self.sequences)
 
 
 def estimate(
@@ -82,7 +81,10 @@ def estimate(
         attempts: most trainings that its policy allows.
         earlier: runs on the same base model; those without a step say nothing.
     """
-    least = min(method.stop.every, method.steps) if method.stop.type == "targets" else method.steps
+    least = method.steps
+    if method.stop.type == "targets":
+        first = method.stop.every if method.schedule.type == "stretch" else next(method.schedule.phases()).length
+        least = min(first or least, least)
     steps = Span(low=least, high=method.steps)
     runs = [run for run in earlier if run.steps > 0]
     if runs:
@@ -102,7 +104,7 @@ def estimate(
 
 
 def _measured(method: Method, attempts: int, steps: Span, runs: Sequence[EarlierRun]) -> Span:
-    batch = method.forget_batch_size + method.retain_batch_size
+    batch = _sequences(method, method.steps)
     rates = [run.seconds_per_sequence for run in runs]
     evaluating = [run.evaluating for run in runs]
     low = steps.low * batch * min(rates) + min(evaluating)
@@ -110,10 +112,14 @@ def _measured(method: Method, attempts: int, steps: Span, runs: Sequence[Earlier
     return _rounded(low * _MARGIN[0], high * _MARGIN[1])
 
 
+def _sequences(method: Method, steps: int) -> float:
+    return sequences_per_step(method.schedule, max(1, steps), method.forget_batch_size, method.retain_batch_size)
+
+
 def _by_rule(
     method: Method, attempts: int, steps: Span, base: BaseModelRow, statistics: JobStatistics, settings: Settings
 ) -> Span:
-    batch = method.forget_batch_size + method.retain_batch_size
+    batch = _sequences(method, method.steps)
     operations = 6 * base.parameters * batch * _usual_length(method, statistics)
     slow, fast = _CPU if settings.device == "cpu" else _GPU
     low = steps.low * operations / fast + steps.high * operations / fast * _EVALUATION[0]

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, Tag, TypeAdapter
 
 from app.methods.fields import Auto, BatchSize, Gamma, Steps, Strict, Weight, by_type, members
 from app.methods.losses import ForgetLoss, NllLoss, NpoLoss, RetainLoss
+from app.methods.schedules import Schedule, Stretch
 from app.methods.stopping import StopAtTargets, StopRule
 
 AUTO_GAMMA = 0.5
@@ -43,6 +44,9 @@ class _Knobs(Strict):
     ] = "base"
     stop: Annotated[StopRule, Field(description="When training ends, and which point is kept.")] = StopAtTargets()
     schedule: Annotated[
+        Schedule, Field(description="How steps are spread over forgetting and retaining: at once, or in turns.")
+    ] = Stretch()
+    learning_rate_schedule: Annotated[
         Literal["constant", "linear", "cosine"],
         Field(description="Course of the learning rate after the warm-up: constant, or down to zero."),
     ] = "constant"
@@ -91,7 +95,7 @@ class _Request(_Knobs):
         Steps | Auto,
         Field(
             description=f'Most optimizer steps. "auto" passes over the forget set {AUTO_FORGET_EPOCHS} times, at '
-            f"least {MIN_AUTO_STEPS} and at most {MAX_AUTO_STEPS} steps."
+            f"least {MIN_AUTO_STEPS} and at most {MAX_AUTO_STEPS} steps; a schedule in turns says itself how many."
         ),
     ] = "auto"
 
@@ -107,7 +111,8 @@ class _Request(_Knobs):
         knobs = self.model_dump()
         if self.steps == "auto":
             batches = math.ceil(forget_records / self.forget_batch_size)
-            knobs["steps"] = min(max(MIN_AUTO_STEPS, AUTO_FORGET_EPOCHS * batches), MAX_AUTO_STEPS)
+            usual = min(max(MIN_AUTO_STEPS, AUTO_FORGET_EPOCHS * batches), MAX_AUTO_STEPS)
+            knobs["steps"] = self.schedule.planned_steps() or usual
         return knobs
 
 
@@ -236,7 +241,12 @@ _VERSION_0_1 = {"stop": {"type": "steps"}, "anchor": "none", "gamma_scale": "abs
 
 def _complete(value: object) -> object:
     """Jobs of version 0.1 name fewer knobs; later ones name them all."""
-    return _VERSION_0_1 | value if isinstance(value, dict) and "stop" not in value else value
+    if not isinstance(value, dict):
+        return value
+    if isinstance(value.get("schedule"), str):
+        # The name of the learning rate's course, before there were schedules of steps.
+        value = value | {"learning_rate_schedule": value["schedule"], "schedule": {"type": "stretch"}}
+    return value if "stop" in value else _VERSION_0_1 | value
 
 
 StoredMethod = Annotated[Method, BeforeValidator(_complete)]

@@ -9,20 +9,22 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.methods import FORGET_LOSSES, METHOD_REQUESTS, RETAIN_LOSSES, STOP_RULES, describe
+from app.methods import FORGET_LOSSES, METHOD_REQUESTS, RETAIN_LOSSES, SCHEDULES, STOP_RULES, describe
 
 _HEAD = """\
-# Methods, losses and stop rules: every knob
+# Methods, losses, schedules and stop rules: every knob
 
 This page is generated from `app/methods/` by `make docs`; a test fails when it is out of date. `GET /methods` answers
 the same as JSON, with a JSON Schema of each. What the methods compute is in [method.md](method.md).
 
-A job's `method` names a method by its `type`, and within it a `forget_loss`, a `retain_loss` and a `stop` rule by
-theirs. Whatever is left out has its default: `{"forget_loss": {"type": "simnpo"}}` is BLUR with another forget loss.
+A job's `method` names a method by its `type`, and within it a `forget_loss`, a `retain_loss`, a `schedule` and a
+`stop` rule by theirs. Whatever is left out has its default: `{"forget_loss": {"type": "simnpo"}}` is BLUR with
+another forget loss.
 """
 _UNIONS = {
     "forget_loss": ("a [forget loss](#forget-losses)", FORGET_LOSSES),
     "retain_loss": ("a [retain loss](#retain-losses)", RETAIN_LOSSES),
+    "schedule": ("a [schedule](#schedules)", SCHEDULES),
     "stop": ("a [stop rule](#stop-rules)", STOP_RULES),
 }
 
@@ -38,6 +40,7 @@ def reference() -> str:
         *_table(first, first.model_fields.keys() - shared),
         *_section("Forget losses", FORGET_LOSSES),
         *_section("Retain losses", RETAIN_LOSSES),
+        *_section("Schedules", SCHEDULES),
         *_section("Stop rules", STOP_RULES),
     )
     return "\n".join(parts)

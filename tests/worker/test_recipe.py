@@ -261,7 +261,15 @@ def test_a_job_of_version_0_1_that_still_waits_takes_every_step(llama: Tiny) -> 
 def test_an_evaluation_of_version_0_1_is_still_read(llama: Tiny) -> None:
     document = evaluation_of(run_job(add_tiny_adapter(llama))).model_dump(mode="json")
     del document["training"], document["environment"]["four_bit"], document["environment"]["spread"]
-    for name in ("stop", "gamma_scale", "anchor", "schedule", "passes", "gradient_checkpointing"):
+    for name in (
+        "stop",
+        "gamma_scale",
+        "anchor",
+        "schedule",
+        "learning_rate_schedule",
+        "passes",
+        "gradient_checkpointing",
+    ):
         del document["method"][name]
     read = EvaluationDocument.model_validate(document)
     assert (read.training, read.environment.four_bit, read.method.stop) == (None, False, StopAtSteps())

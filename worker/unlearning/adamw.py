@@ -26,6 +26,12 @@ class AdamW:
         self.first, self.second = torch.zeros_like(parameters), torch.zeros_like(parameters)
         self.steps = 0
 
+    def restart(self) -> None:
+        """Forget the moments, as a new run of training would."""
+        self.first.zero_()
+        self.second.zero_()
+        self.steps = 0
+
     def observe(self, update: Tensor) -> None:
         """Begin a step: take an update direction, (parameters,), into the second moment."""
         self.steps += 1

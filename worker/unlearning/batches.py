@@ -14,6 +14,8 @@ from worker.unlearning.encoding import Example
 
 FORGET_STREAM = 0
 RETAIN_STREAM = 1
+REHEARSAL_STREAM = 2
+ATTACK_STREAM = 3
 
 
 def batch_indices(seed: int, step: int, n: int, batch_size: int, *, stream: int = FORGET_STREAM) -> list[int]:
@@ -35,7 +37,28 @@ def batch_indices(seed: int, step: int, n: int, batch_size: int, *, stream: int 
     return list(order[part * n // batches : (part + 1) * n // batches])
 
 
-@lru_cache(maxsize=4)
+def attack_indices(
+    seed: int, step: int, n: int, batch_size: int, most_steps: int
+) -> tuple[list[list[int]], list[int]]:
+    """What a simulated attacker trains on, batch by batch, and what it is tried on: disjoint wherever n > 1.
+
+    It has half of the n examples and passes over them in order, from the first again after the last.
+
+    Args:
+        seed, step: of the run; a pure function of both.
+        n: number of forget examples, at least 1.
+        batch_size: largest batch, of either.
+        most_steps: it takes one to so many, drawn.
+    """
+    random = np.random.default_rng([seed, ATTACK_STREAM, step])
+    order, steps = random.permutation(n).tolist(), int(random.integers(1, most_steps + 1))
+    had, held_out = order[: max(1, n // 2)], order[n // 2 :]
+    size = min(batch_size, len(had))
+    batches = [[had[(start + i) % len(had)] for i in range(size)] for start in range(0, steps * size, size)]
+    return batches, held_out[:batch_size]
+
+
+@lru_cache(maxsize=8)
 def _epoch_order(seed: int, stream: int, epoch: int, n: int) -> tuple[int, ...]:
     """A permutation of range(n)."""
     return tuple(np.random.default_rng([seed, stream, epoch]).permutation(n).tolist())

@@ -10,20 +10,20 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from app.methods import Method, StopAtTargets, Targets
-from worker.unlearning.batches import FORGET_STREAM, RETAIN_STREAM, batch_indices
+from app.methods import MetaCycles, Method, Place, StepKind, StopAtTargets, Stretch, Targets, place_of
+from worker.unlearning.batches import FORGET_STREAM, REHEARSAL_STREAM, RETAIN_STREAM, attack_indices, batch_indices
 from worker.unlearning.checkpoint import Checkpoint, CheckpointError
 from worker.unlearning.encoding import Example
 from worker.unlearning.factors import FactorError
 from worker.unlearning.models import ModelError, pad_id
 from worker.unlearning.probe import Probe, Shown, look, sample
-from worker.unlearning.step import SCALARS, Stepper
+from worker.unlearning.step import SCALARS, Attack, Stepper
 from worker.unlearning.stopping import EXPLANATIONS, Reason, StopRule
 
 # Reading the numbers of a step makes the host wait for the device, which then idles while the next step is
@@ -44,6 +44,7 @@ class StepReport:
     Attributes:
         step: 1-based number of the step.
         total_steps: most steps of the run.
+        kind: what the step was for; a rehearsal has no part that forgets, and zeros for all numbers about it.
         forget_loss: mean as the loss defines it, over sequences or tokens of the step.
         retain_loss: the same; nats per label token for "nll".
         forget_norm, retain_norm: norms of the two gradients.
@@ -58,6 +59,7 @@ class StepReport:
 
     step: int
     total_steps: int
+    kind: StepKind
     forget_loss: float
     retain_loss: float
     forget_norm: float
@@ -161,16 +163,24 @@ def _labelled(examples: Sequence[Example], name: str) -> list[Example]:
 
 
 def learning_rate_at(step: int, method: Method) -> float:
-    """Linear warm-up over ``warmup_steps``, then the schedule. ``step`` counts from 0."""
+    """Linear warm-up over ``warmup_steps``, then the course; rehearsals have their own. ``step`` counts from 0."""
+    place = place_of(step, method.schedule)
+    if place.kind == "rehearsal" and not isinstance(method.schedule, Stretch) and place.length:
+        return method.schedule.rehearsal_learning_rate * _falling(1.0 - place.index / place.length)
     warmup = method.warmup_steps
     if step < warmup:
         return method.learning_rate * (step + 1) / warmup
     left = 1.0 - (step - warmup) / max(1, method.steps - warmup)  # 1 at the peak, 0 just behind the last step
-    if method.schedule == "linear":
+    if method.learning_rate_schedule == "linear":
         return method.learning_rate * left
-    if method.schedule == "cosine":
-        return method.learning_rate * 0.5 * (1.0 - math.cos(math.pi * left))
+    if method.learning_rate_schedule == "cosine":
+        return method.learning_rate * _falling(left)
     return method.learning_rate
+
+
+def _falling(left: float) -> float:
+    """Half a cosine, from 1 where all is left to 0 where nothing is."""
+    return 0.5 * (1.0 - math.cos(math.pi * left))
 
 
 class _Run:
@@ -197,8 +207,7 @@ class _Run:
         self._unread: list[Tensor] = []
         self._stop = method.stop if isinstance(method.stop, StopAtTargets) else None
         patience = self._stop.patience if self._stop else 1
-        # No point counts before every forget record was trained on once.
-        self._rule = StopRule(targets, patience, math.ceil(len(forget) / method.forget_batch_size))
+        self._rule = StopRule(targets, patience, self._first_point())
 
     def carry_out(self, watcher: Watcher, resume: Checkpoint | None) -> Outcome:
         """From the first step, or the checkpoint's, to the last."""
@@ -229,9 +238,10 @@ class _Run:
         total = self._method.steps
         every = REPORT_EVERY.get(self._stepper.factors.device.type, REPORT_EVERY_ELSEWHERE)
         while self._step < total:
-            self._take_step()
+            place = place_of(self._step, self._method.schedule)
+            self._take_step(place)
             last = self._step == total
-            probing = self._stop if self._stop and (last or self._step % self._stop.every == 0) else None
+            probing = self._stop if self._stop and (last or self._is_probed(place, self._stop)) else None
             if last or probing or self._step % every == 0:
                 self._read_reports()
             self._watcher.on_step(self._step, total)
@@ -242,12 +252,45 @@ class _Run:
                 self._watcher.on_checkpoint(self._checkpoint())
         return "steps_taken"
 
-    def _take_step(self) -> None:
-        method, step = self._method, self._step
-        forget = batch_indices(self._seed, step, len(self._forget), method.forget_batch_size, stream=FORGET_STREAM)
-        retain = batch_indices(self._seed, step, len(self._retain), method.retain_batch_size, stream=RETAIN_STREAM)
-        self._unread.append(self._stepper.step(forget, retain, learning_rate_at(step, method)))
+    def _first_point(self) -> int:
+        """No point counts before every forget record was trained on once and a rehearsal showed what comes back."""
+        once = math.ceil(len(self._forget) / self._method.forget_batch_size)
+        if isinstance(self._method.schedule, Stretch):
+            return once
+        phases = self._method.schedule.phases()
+        return max(once, sum(next(phases).length or 0 for _ in range(2)))
+
+    def _is_probed(self, place: Place, stop: StopAtTargets) -> bool:
+        """Whether a probe follows the step that was just taken: now and then, or where the schedule turns."""
+        return self._step % stop.every == 0 if place.length is None else place.ends
+
+    def _take_step(self, place: Place) -> None:
+        method, seed, rate = self._method, self._seed, learning_rate_at(self._step, self._method)
+        if place.index == 0 and self._step > 0:
+            # The moments of one kind of step say little about another's.
+            self._stepper.optimizer.restart()
+        if place.kind == "rehearsal":
+            number, stream = place.rehearsed, REHEARSAL_STREAM
+        else:
+            number, stream = place.forgotten, RETAIN_STREAM
+        retain = batch_indices(seed, number, len(self._retain), method.retain_batch_size, stream=stream)
+        if place.kind == "rehearsal":
+            taken = self._stepper.rehearse(retain, rate)
+        else:
+            forget = batch_indices(seed, number, len(self._forget), method.forget_batch_size, stream=FORGET_STREAM)
+            taken = self._stepper.step(forget, retain, rate, self._attack(place))
+        self._unread.append(taken)
         self._step += 1
+
+    def _attack(self, place: Place) -> Attack | None:
+        """What this step simulates."""
+        method, schedule = self._method, self._method.schedule
+        if place.kind != "simulation" or not isinstance(schedule, MetaCycles):
+            return None
+        batches, held_out = attack_indices(
+            self._seed, place.forgotten, len(self._forget), method.forget_batch_size, schedule.attack_steps
+        )
+        return Attack(batches, held_out, schedule.attack_learning_rate)
 
     def _read_reports(self) -> None:
         """Bring the numbers of the last steps to the host in one copy, check them and pass them on."""
@@ -271,6 +314,7 @@ class _Run:
         return StepReport(
             step=number,
             total_steps=self._method.steps,
+            kind=place_of(number - 1, self._method.schedule).kind,
             forget_loss=values["forget_loss"],
             retain_loss=values["retain_loss"],
             forget_norm=forget_norm,
@@ -289,9 +333,12 @@ class _Run:
         forget = self._look(sample(self._forget, most, self._seed))
         retain = self._look(sample(self._retain, most, self._seed))
         ratio = retain.probability / source.retain.probability if source else 1.0
-        probe = Probe(self._step, forget, retain, ratio)
+        resurfaced = self._rule.history[-1].resurfaced if source else None
+        if self._step and place_of(self._step - 1, self._method.schedule).kind == "rehearsal":
+            resurfaced = forget
+        probe = Probe(self._step, forget, retain, ratio, resurfaced)
         if len(self._forget) > most and self._rule.meets(probe):
-            probe = Probe(self._step, self._look(self._forget), retain, ratio)
+            probe = replace(probe, forget=self._look(self._forget))
         best, reason = self._rule.judge(probe)
         if best:
             self._best = self._stepper.factors.vector.clone()

@@ -38,12 +38,15 @@ class Probe:
         step: optimizer steps taken before.
         forget, retain: the two sets.
         retain_ratio: retain probability over that of the source adapter.
+        resurfaced: the forget set at the end of the last rehearsal: what training on retain sequences alone brought
+            back. None before the first.
     """
 
     step: int
     forget: Shown
     retain: Shown
     retain_ratio: float
+    resurfaced: Shown | None = None
 
 
 def sample(examples: Sequence[Example], most: int, seed: int) -> list[Example]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from app.methods import Method
+from app.methods import Method, NllLoss
 from worker.unlearning.adamw import AdamW
 from worker.unlearning.batches import Batch, by_length, collate, longest_first
 from worker.unlearning.combiners import Combined, build_combiner, clip_
@@ -91,6 +91,21 @@ class LossSet:
 
 
 @dataclass(frozen=True)
+class Attack:
+    """Somebody who trains on some of the forget set, and what of the rest it is tried on.
+
+    Attributes:
+        batches: forget items of each of its steps.
+        held_out: forget items that it does not have.
+        learning_rate: of its AdamW.
+    """
+
+    batches: list[list[int]]
+    held_out: list[int]
+    learning_rate: float
+
+
+@dataclass(frozen=True)
 class _Group:
     """One level's share of a micro-batch.
 
@@ -156,6 +171,10 @@ class Stepper:
             self.retain = self.halving(lambda: self._level(retain_loss, [(example,) for example in retain], None))
             if forget_loss.needs_layer:
                 self.halving(lambda: self._aim(seed))
+        answers = [item[:1] for item in self.forget.items]
+        self._attacked = LossSet(
+            build_loss(NllLoss()), answers, torch.zeros(len(answers), 1, device=self.factors.device)
+        )
 
     @contextmanager
     def computing(self) -> Iterator[None]:
@@ -163,21 +182,30 @@ class Stepper:
         with self._taps.installed(), checkpointed_layers(self.model, active=self.method.gradient_checkpointing):
             yield
 
-    def step(self, forget: Sequence[int], retain: Sequence[int], learning_rate: float) -> Tensor:
+    def step(
+        self, forget: Sequence[int], retain: Sequence[int], learning_rate: float, attack: Attack | None = None
+    ) -> Tensor:
         """Take one step on these items of both sets.
+
+        With an attack, the forget gradient is the mean of that here and that of the held-out items where the attack
+        ends: to first order, what would make the attack bring less of them back.
 
         Nothing is read back from the device: the step's `SCALARS` are returned as a tensor there.
 
         Args:
             forget, retain: indices of the items that make up the step.
             learning_rate: of this step.
+            attack: to be simulated from where the factors are.
 
         Raises:
             torch.OutOfMemoryError: even single sequences do not fit.
         """
+        simulated = None if attack is None else self._gradient_after(attack)
         # 1. Both gradients of the whole step: forward, losses, backward, micro-batch by micro-batch.
         forget_loss, retain_loss = self._accumulate(forget, retain)
         g_f, g_r = self._gradients
+        if simulated is not None:
+            g_f.lerp_(simulated, 0.5)
         squares = (g_f.dot(g_f), g_f.dot(g_r), g_r.dot(g_r))
         # 2. One update direction from both; it takes the place of g_r. Then the clipping, of the update alone.
         combined = self.combiner.combine_(g_f, g_r, retain_loss, self.optimizer)
@@ -196,6 +224,30 @@ class Stepper:
             )
         )
 
+    def rehearse(self, retain: Sequence[int], learning_rate: float) -> Tensor:
+        """Take one step on retain items alone, as ordinary training would; returns the step's `SCALARS`."""
+        _, retain_loss = self._accumulate([], retain)
+        gradient = self._gradients[1]
+        none, squared = torch.zeros_like(retain_loss), gradient.dot(gradient)
+        norm = clip_(gradient, self.method.max_grad_norm)
+        move = self._move(Combined(gradient, None, none), learning_rate)
+        return torch.stack((none, retain_loss, none, none, squared, none, norm, none, move.norm()))
+
+    def _gradient_after(self, attack: Attack) -> Tensor:
+        """The forget gradient of the held-out items where an attack ends, (parameters,); the factors stay."""
+        start = self.factors.vector.clone()
+        attacker = AdamW(self.factors.vector, weight_decay=0.0)
+        for batch in attack.batches:
+            self._accumulate([], batch, (self.forget, self._attacked))
+            attacker.observe(self._gradients[1])
+            attacker.step(self._gradients[1], attack.learning_rate)
+            self.factors.publish()
+        self._accumulate(attack.held_out, [])
+        found = self._gradients[0].clone()
+        self.factors.vector.copy_(start)
+        self.factors.publish()
+        return found
+
     def _move(self, combined: Combined, learning_rate: float) -> Tensor:
         if combined.rescaling is None:
             self.optimizer.observe(combined.update)
@@ -203,15 +255,18 @@ class Stepper:
         self.factors.publish()
         return move
 
-    def _accumulate(self, forget: Sequence[int], retain: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Fill both gradient vectors; returns both losses."""
+    def _accumulate(
+        self, forget: Sequence[int], retain: Sequence[int], levels: tuple[LossSet, LossSet] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Fill both gradient vectors, with the gradients of both levels or of others; returns both losses."""
+        pair = levels or (self.forget, self.retain)
         try:
-            return self.halving(lambda: self._pass_over(forget, retain))
+            return self.halving(lambda: self._pass_over(forget, retain, pair))
         except MixedRows:
             if self.method.passes == "one":
                 raise ModelError("the architecture mixes rows: passes must be two") from None
             self.passes = 2
-        return self.halving(lambda: self._pass_over(forget, retain))
+        return self.halving(lambda: self._pass_over(forget, retain, pair))
 
     def halving(self, work: Callable[[], _Result]) -> _Result:
         """Do some work, and start it over with half of the rows per pass as often as memory runs out."""
@@ -231,11 +286,13 @@ class Stepper:
             if self.factors.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _pass_over(self, forget: Sequence[int], retain: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def _pass_over(
+        self, forget: Sequence[int], retain: Sequence[int], sets: tuple[LossSet, LossSet]
+    ) -> tuple[Tensor, Tensor]:
         """Every micro-batch of both sets, each once."""
         for gradient in self._gradients:
             gradient.zero_()
-        sets, chosen = (self.forget, self.retain), (forget, retain)
+        chosen = (forget, retain)
         sizes = [level.size(items) for level, items in zip(sets, chosen, strict=True)]
         parts = [level.parts(items, self.micro_batch_size) for level, items in zip(sets, chosen, strict=True)]
         losses = [torch.zeros((), device=self.factors.device) for _ in sets]
@@ -244,12 +301,18 @@ class Stepper:
         else:
             work = [(part, []) for part in parts[0]] + [([], part) for part in parts[1]]
         for pair in work:
-            self._micro_batch(pair, sizes, losses)
+            self._micro_batch(pair, sets, sizes, losses)
         return losses[0], losses[1]
 
-    def _micro_batch(self, pair: Sequence[Sequence[int]], sizes: Sequence[StepSize], losses: list[Tensor]) -> None:
+    def _micro_batch(
+        self,
+        pair: Sequence[Sequence[int]],
+        sets: tuple[LossSet, LossSet],
+        sizes: Sequence[StepSize],
+        losses: list[Tensor],
+    ) -> None:
         """Forward and backward over forget rows, retain rows, or both in one concatenated batch."""
-        groups = self._groups(pair)
+        groups = _groups(pair, sets)
         examples = [example for group in groups for example in group.examples]
         batch = collate(examples, self._pad).to(self.factors.device)
         sinks = [Sink(group.rows, self._views[group.number]) for group in groups]
@@ -264,20 +327,6 @@ class Stepper:
                 losses[group.number] += total.detach()
                 totals.append(total)
             torch.stack(totals).sum().backward()  # type: ignore[no-untyped-call]
-
-    def _groups(self, pair: Sequence[Sequence[int]]) -> list[_Group]:
-        """The levels that a micro-batch holds, and where their rows and labels are in it."""
-        groups: list[_Group] = []
-        row = label = 0
-        for number, chosen in enumerate(pair):
-            if not chosen:
-                continue
-            level = (self.forget, self.retain)[number]
-            examples = [example for index in chosen for example in level.items[index]]
-            next_row, next_label = row + len(examples), label + sum(len(example.labels) for example in examples)
-            groups.append(_Group(number, level, chosen, examples, slice(row, next_row), slice(label, next_label)))
-            row, label = next_row, next_label
-        return groups
 
     def _values(self, group: _Group, batch: Batch, hidden: Tensor, at_layer: Tensor, source: Tensor | None) -> Tensor:
         """The loss's value of each label of the group: (labels,)."""
@@ -384,6 +433,21 @@ class Stepper:
     def _longest(self) -> int:
         context = context_length(causal_model(self.model).config)
         return min(self.method.max_length, context) if context else self.method.max_length
+
+
+def _groups(pair: Sequence[Sequence[int]], sets: tuple[LossSet, LossSet]) -> list[_Group]:
+    """The levels that a micro-batch holds, and where their rows and labels are in it."""
+    groups: list[_Group] = []
+    row = label = 0
+    for number, chosen in enumerate(pair):
+        if not chosen:
+            continue
+        level = sets[number]
+        examples = [example for index in chosen for example in level.items[index]]
+        next_row, next_label = row + len(examples), label + sum(len(example.labels) for example in examples)
+        groups.append(_Group(number, level, chosen, examples, slice(row, next_row), slice(label, next_label)))
+        row, label = next_row, next_label
+    return groups
 
 
 def _place(model: nn.Module, loss: Loss) -> nn.Module | None:

@@ -40,13 +40,13 @@ class StopRule:
         self.best: Probe | None = None
         self._since_best = 0
 
-    def forgotten(self, shown: Shown) -> bool:
-        """Whether the forget targets hold."""
-        return self._excess(shown) <= 0
+    def forgotten(self, probe: Probe) -> bool:
+        """Whether the forget targets hold, and held after the last rehearsal."""
+        return self._excess(probe) <= 0
 
     def meets(self, probe: Probe) -> bool:
         """Whether all targets hold."""
-        return self.forgotten(probe.forget) and probe.retain_ratio >= self._targets.min_retain_probability_ratio
+        return self.forgotten(probe) and probe.retain_ratio >= self._targets.min_retain_probability_ratio
 
     def judge(self, probe: Probe) -> tuple[bool, Reason | None]:
         """Take a probe: whether its point is the best so far, and why to stop, if so."""
@@ -61,8 +61,12 @@ class StopRule:
             return gain > 0, "targets_met"
         return gain > 0, "no_progress" if self._since_best >= self._patience else None
 
-    def _excess(self, shown: Shown) -> float:
-        """By how much more is shown than the targets allow; at most 0 when they hold."""
+    def _excess(self, probe: Probe) -> float:
+        """By how much more is shown than the targets allow, now or after a rehearsal; at most 0 when they hold."""
+        now = self._excess_of(probe.forget)
+        return now if probe.resurfaced is None else max(now, self._excess_of(probe.resurfaced))
+
+    def _excess_of(self, shown: Shown) -> float:
         over = (
             shown.probability - self._targets.max_forget_probability,
             shown.extraction_strength - self._targets.max_forget_extraction_strength,
@@ -72,12 +76,12 @@ class StopRule:
 
     def _gain(self, probe: Probe, best: Probe) -> float:
         """By how much a point is better than another; infinite where it is the first that forgets."""
-        ours, theirs = self.forgotten(probe.forget), self.forgotten(best.forget)
+        ours, theirs = self.forgotten(probe), self.forgotten(best)
         if ours != theirs:
             return float("inf") if ours else float("-inf")
         if ours:
             return probe.retain_ratio - best.retain_ratio
-        return self._excess(best.forget) - self._excess(probe.forget)
+        return self._excess(best) - self._excess(probe)
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -93,4 +97,11 @@ class StopRule:
 
 def read_probe(values: dict[str, Any]) -> Probe:
     """A probe from plain values."""
-    return Probe(values["step"], Shown(**values["forget"]), Shown(**values["retain"]), values["retain_ratio"])
+    resurfaced = values["resurfaced"]
+    return Probe(
+        values["step"],
+        Shown(**values["forget"]),
+        Shown(**values["retain"]),
+        values["retain_ratio"],
+        None if resurfaced is None else Shown(**resurfaced),
+    )

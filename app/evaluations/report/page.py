@@ -238,6 +238,9 @@ def _curves(training: Training, policy: Policy, uids: _Uids) -> list[Markup]:
             targets.max_forget_extraction_strength,
         ),
     ]
+    resurfaced = [(p.step, p.resurfaced_probability) for p in probes if p.resurfaced_probability is not None]
+    if resurfaced:
+        forget.append(Curve("answer probability after a rehearsal", "m-control", resurfaced))
     retain = [
         Curve(
             "answer probability, share of before",

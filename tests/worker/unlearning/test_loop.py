@@ -191,7 +191,7 @@ def test_report_describes_the_step(llama: Tiny) -> None:
             points.append(factors_of(model))
 
     notes = Points()
-    method = blur_method(steps=2, learning_rate=1e-3, schedule="linear", max_grad_norm=0.5)
+    method = blur_method(steps=2, learning_rate=1e-3, learning_rate_schedule="linear", max_grad_norm=0.5)
     unlearn(model, tokenizer, *sets(tokenizer), method, seed=0, watcher=notes)
     made = make_stepper(*load(llama), *sets(tokenizer), method, away=0.0)
     made.factors.vector.copy_(points[1])
@@ -237,12 +237,15 @@ def test_preconditioned_first_step_never_raises_the_forget_loss_where_a_raw_one_
         ({}, [1.0, 1.0, 1.0, 1.0]),
         ({"warmup_steps": 1}, [1.0, 1.0, 1.0, 1.0]),
         ({"warmup_steps": 3}, [1 / 3, 2 / 3, 1.0, 1.0]),
-        ({"schedule": "linear"}, [1.0, 0.75, 0.5, 0.25]),
-        ({"schedule": "linear", "warmup_steps": 2}, [0.5, 1.0, 1.0, 0.5]),
-        ({"schedule": "cosine"}, [1.0, 0.5 + 0.5 * math.cos(math.pi / 4), 0.5, 0.5 - 0.5 * math.cos(math.pi / 4)]),
-        ({"schedule": "cosine", "warmup_steps": 2}, [0.5, 1.0, 1.0, 0.5]),
-        ({"schedule": "cosine", "warmup_steps": 9}, [1 / 9, 2 / 9, 3 / 9, 4 / 9]),
-        ({"schedule": "linear", "warmup_steps": 4}, [0.25, 0.5, 0.75, 1.0]),
+        ({"learning_rate_schedule": "linear"}, [1.0, 0.75, 0.5, 0.25]),
+        ({"learning_rate_schedule": "linear", "warmup_steps": 2}, [0.5, 1.0, 1.0, 0.5]),
+        (
+            {"learning_rate_schedule": "cosine"},
+            [1.0, 0.5 + 0.5 * math.cos(math.pi / 4), 0.5, 0.5 - 0.5 * math.cos(math.pi / 4)],
+        ),
+        ({"learning_rate_schedule": "cosine", "warmup_steps": 2}, [0.5, 1.0, 1.0, 0.5]),
+        ({"learning_rate_schedule": "cosine", "warmup_steps": 9}, [1 / 9, 2 / 9, 3 / 9, 4 / 9]),
+        ({"learning_rate_schedule": "linear", "warmup_steps": 4}, [0.25, 0.5, 0.75, 1.0]),
     ],
 )
 def test_learning_rate_rises_and_falls_as_scheduled(knobs: dict[str, Any], rates: list[float]) -> None:
@@ -251,7 +254,7 @@ def test_learning_rate_rises_and_falls_as_scheduled(knobs: dict[str, Any], rates
 
 
 def test_steps_are_taken_at_the_scheduled_rate(llama: Tiny) -> None:
-    knobs: dict[str, Any] = {"schedule": "linear", "warmup_steps": 2, "learning_rate": 1e-3}
+    knobs: dict[str, Any] = {"learning_rate_schedule": "linear", "warmup_steps": 2, "learning_rate": 1e-3}
     start = factors_of(load(llama)[0])
     model, reports = run(llama, **knobs, steps=4)
     assert [report.learning_rate for report in reports] == pytest.approx([5e-4, 1e-3, 1e-3, 5e-4])

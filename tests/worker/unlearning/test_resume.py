@@ -26,7 +26,13 @@ STOP = {"type": "targets", "every": 3, "patience": 9}
 TARGETS = Targets(max_forget_probability=0.3, max_forget_extraction_strength=0.5, min_retain_probability_ratio=1.0)
 METHODS: dict[str, dict[str, Any]] = {
     "blur": {"gamma": 0.3},
-    "relative": {"gamma": 0.3, "gamma_scale": "relative", "scope": "module", "schedule": "cosine", "warmup_steps": 5},
+    "relative": {
+        "gamma": 0.3,
+        "gamma_scale": "relative",
+        "scope": "module",
+        "learning_rate_schedule": "cosine",
+        "warmup_steps": 5,
+    },
     "preconditioned": {
         "gamma": 0.3,
         "gamma_scale": "relative",
@@ -39,6 +45,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "rmu": {"gamma": 0.3, "forget_loss": {"type": "rmu"}},
     "idk_dpo": {"gamma": 0.3, "forget_loss": {"type": "idk_dpo"}},
     "steps": {"gamma": 0.3, "stop": {"type": "steps"}},
+    "cycles": {"gamma": 0.3, "schedule": {"type": "cycles", "forget_steps": 2, "rehearsal_steps": 3}},
+    "meta_cycles": {
+        "gamma": 0.3,
+        "schedule": {
+            "type": "meta_cycles",
+            "forget_steps": 2,
+            "rehearsal_steps": 2,
+            "cycles": 1,
+            "simulation_steps": 3,
+            "attack_steps": 4,
+        },
+    },
 }
 
 

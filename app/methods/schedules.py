@@ -1,0 +1,153 @@
+"""How the steps of a run are spread over forgetting and retaining (docs/method.md, schedules)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, cycle, islice
+from typing import Annotated, Literal
+
+from pydantic import Field, Tag
+
+from app.methods.fields import Strict, by_type, members
+
+StepKind = Literal["forgetting", "rehearsal", "simulation"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps of one kind in a row; ``length`` None lasts to the end."""
+
+    kind: StepKind
+    length: int | None
+
+
+class Stretch(Strict):
+    """One stretch: every step forgets and retains."""
+
+    type: Literal["stretch"] = "stretch"
+
+    def phases(self) -> Iterator[Phase]:
+        """One without end."""
+        yield Phase("forgetting", None)
+
+    def planned_steps(self) -> int | None:
+        """As many as the forget set asks for."""
+        return None
+
+
+class _Rehearsing(Strict):
+    forget_steps: Annotated[int, Field(ge=1, le=10_000, description="Steps of the method before a rehearsal.")] = 20
+    rehearsal_steps: Annotated[
+        int, Field(ge=1, le=10_000, description="Steps of a rehearsal: on retain sequences alone.")
+    ] = 48
+    rehearsal_learning_rate: Annotated[
+        float, Field(gt=0, le=1, description="At the start of a rehearsal, from where it falls to zero as a cosine.")
+    ] = 1e-3
+
+    def _cycle(self) -> tuple[Phase, Phase]:
+        return Phase("forgetting", self.forget_steps), Phase("rehearsal", self.rehearsal_steps)
+
+
+class Cycles(_Rehearsing):
+    """Rehearsal cycles: train on what is kept between stretches of the method, so that what would come back does."""
+
+    type: Literal["cycles"] = "cycles"
+    cycles: Annotated[
+        int, Field(ge=1, le=1000, description='Cycles for which "auto" steps suffice; a last stretch follows them.')
+    ] = 8
+
+    def phases(self) -> Iterator[Phase]:
+        """Cycles without end."""
+        return cycle(self._cycle())
+
+    def planned_steps(self) -> int:
+        """All cycles and the last stretch."""
+        return self.cycles * (self.forget_steps + self.rehearsal_steps) + self.forget_steps
+
+
+class MetaCycles(_Rehearsing):
+    """Cycles, then rounds against simulated relearning: forget what half of the forget set would bring back."""
+
+    type: Literal["meta_cycles"] = "meta_cycles"
+    cycles: Annotated[int, Field(ge=0, le=1000, description="Rehearsal cycles before the first round.")] = 3
+    rounds: Annotated[int, Field(ge=1, le=1000, description='Rounds for which "auto" steps suffice.')] = 4
+    simulation_steps: Annotated[
+        int, Field(ge=1, le=10_000, description="Steps of a round; a rehearsal follows all but the last.")
+    ] = 40
+    attack_steps: Annotated[
+        int,
+        Field(ge=1, le=1000, description="Most steps of a simulated attacker; each step draws one to so many."),
+    ] = 20
+    attack_learning_rate: Annotated[float, Field(gt=0, le=1, description="AdamW's, of the simulated attacker.")] = (
+        5e-4
+    )
+
+    def phases(self) -> Iterator[Phase]:
+        """The cycles, then rounds without end."""
+        rounds = cycle((Phase("simulation", self.simulation_steps), self._cycle()[1]))
+        return chain(self._cycle() * self.cycles, rounds)
+
+    def planned_steps(self) -> int:
+        """All cycles and rounds."""
+        return sum(phase.length or 0 for phase in islice(self.phases(), 2 * (self.cycles + self.rounds) - 1))
+
+
+Schedule = Annotated[
+    Annotated[Stretch, Tag("stretch")] | Annotated[Cycles, Tag("cycles")] | Annotated[MetaCycles, Tag("meta_cycles")],
+    by_type("stretch"),
+]
+SCHEDULES = members(Schedule)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a step is in a schedule.
+
+    Attributes:
+        kind: what it does.
+        index: 0-based, within its phase.
+        length: of its phase; None where it has no end.
+        forgotten, rehearsed: steps before it that forgot (simulations too), and that rehearsed.
+    """
+
+    kind: StepKind
+    index: int
+    length: int | None
+    forgotten: int
+    rehearsed: int
+
+    @property
+    def ends(self) -> bool:
+        """Whether the phase ends with this step."""
+        return self.length is not None and self.index + 1 == self.length
+
+
+def place_of(step: int, schedule: Schedule) -> Place:
+    """Where a step is, counted from 0: a pure function, so that a run can go on from any step."""
+    before = {"forgetting": 0, "simulation": 0, "rehearsal": 0}
+    for phase in schedule.phases():
+        passed = sum(before.values())
+        if phase.length is None or step < passed + phase.length:
+            break
+        before[phase.kind] += phase.length
+    index = step - passed
+    forgotten, rehearsed = before["forgetting"] + before["simulation"], before["rehearsal"]
+    if phase.kind == "rehearsal":
+        return Place(phase.kind, index, phase.length, forgotten, rehearsed + index)
+    return Place(phase.kind, index, phase.length, forgotten + index, rehearsed)
+
+
+def sequences_per_step(schedule: Schedule, steps: int, forget_batch: int, retain_batch: int) -> float:
+    """Sequences that a step passes over, forward and backward, on average over the first so many steps."""
+    total, left = 0.0, steps
+    for phase in schedule.phases():
+        taken = left if phase.length is None else min(left, phase.length)
+        each: float = retain_batch if phase.kind == "rehearsal" else forget_batch + retain_batch
+        if phase.kind == "simulation" and isinstance(schedule, MetaCycles):
+            each += forget_batch * (1 + (1 + schedule.attack_steps) / 2)
+        total += taken * each
+        left -= taken
+        if left <= 0:
+            break
+    return total / steps

@@ -1,0 +1,229 @@
+"""Schedules: which step does what, and what each kind of step computes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from app.methods import (
+    METHOD,
+    METHOD_REQUEST,
+    STORED_METHOD,
+    Cycles,
+    MetaCycles,
+    Method,
+    Stretch,
+    Targets,
+    place_of,
+    sequences_per_step,
+)
+from tests.worker.conftest import CONTEXT, Tiny
+from tests.worker.unlearning.engine import Notes, load, sets
+from worker.unlearning.batches import attack_indices
+from worker.unlearning.loop import learning_rate_at, unlearn
+from worker.unlearning.probe import Probe, Shown
+from worker.unlearning.step import Attack, Stepper
+from worker.unlearning.stopping import StopRule
+
+CYCLES = Cycles(forget_steps=2, rehearsal_steps=3, cycles=2)
+META = MetaCycles(forget_steps=2, rehearsal_steps=2, cycles=1, rounds=2, simulation_steps=3)
+
+
+def kinds(schedule: Any, steps: int) -> str:
+    """The first letter of what each step does."""
+    return "".join(place_of(step, schedule).kind[0] for step in range(steps))
+
+
+def method_of(**knobs: Any) -> Method:
+    small = {"gamma": 0.3, "steps": 6, "max_length": CONTEXT, "stop": {"type": "steps"}, "anchor": "none"}
+    return METHOD.validate_python(small | {"forget_batch_size": 2, "retain_batch_size": 3} | knobs)
+
+
+def factors_of(stepper: Stepper) -> Tensor:
+    return stepper.factors.vector.clone()
+
+
+@pytest.fixture
+def stepper(llama: Tiny) -> Stepper:
+    """Before the first step."""
+    model, tokenizer = load(llama)
+    return Stepper(model, tokenizer, *sets(tokenizer), method_of(passes="two"), 0)
+
+
+# Which step does what.
+
+
+@pytest.mark.parametrize(
+    ("schedule", "wanted"),
+    [
+        (Stretch(), "ffffffffffff"),
+        (CYCLES, "ffrrrffrrrff"),
+        (META, "ffrrsssrrsss"),
+        (MetaCycles(cycles=0, rehearsal_steps=1, simulation_steps=2), "ssrssrssrssr"),
+    ],
+)
+def test_a_schedule_takes_its_turns(schedule: Any, wanted: str) -> None:
+    assert kinds(schedule, 12) == wanted
+
+
+@pytest.mark.parametrize("schedule", [Stretch(), CYCLES, META])
+def test_places_count_what_was_done_before_them(schedule: Any) -> None:
+    course = kinds(schedule, 40)
+    for step in range(40):
+        place, before = place_of(step, schedule), course[:step]
+        assert (place.forgotten, place.rehearsed) == (step - before.count("r"), before.count("r"))
+        assert place.index == len(before) - len(before.rstrip(course[step]))
+        assert place.ends == (course[step] != place_of(step + 1, schedule).kind[0])
+
+
+@pytest.mark.parametrize(("schedule", "course"), [(CYCLES, "ffrrrffrrrff"), (META, "ffrrsssrrsss")])
+def test_automatic_steps_suffice_for_the_plan_and_end_with_forgetting(schedule: Any, course: str) -> None:
+    request = METHOD_REQUEST.validate_python({"schedule": schedule.model_dump()})
+    assert kinds(schedule, request.resolve(1000).steps) == course
+    assert request.model_copy(update={"steps": 7}).resolve(1000).steps == 7
+
+
+def test_rehearsals_have_a_learning_rate_of_their_own_that_falls_to_zero() -> None:
+    knobs = {"type": "cycles", "forget_steps": 2, "rehearsal_steps": 4, "rehearsal_learning_rate": 0.8}
+    method = method_of(schedule=knobs, learning_rate=0.1, steps=8)
+    rates = [learning_rate_at(step, method) for step in range(8)]
+    half = [0.8, 0.8 * (0.5 + 0.5 * 2**-0.5), 0.4, 0.8 * (0.5 - 0.5 * 2**-0.5)]
+    assert rates == pytest.approx([0.1, 0.1, *half, 0.1, 0.1])
+
+
+def test_a_job_from_before_schedules_keeps_the_course_of_its_learning_rate() -> None:
+    stored = method_of(learning_rate_schedule="cosine").model_dump()
+    del stored["learning_rate_schedule"]
+    read = STORED_METHOD.validate_python(stored | {"schedule": "cosine"})
+    assert (read.learning_rate_schedule, read.schedule) == ("cosine", Stretch())
+    with pytest.raises(ValidationError, match="schedule"):
+        METHOD_REQUEST.validate_python({"schedule": "cosine"})
+
+
+def test_the_work_of_a_step_is_counted_in_sequences() -> None:
+    assert sequences_per_step(Stretch(), 100, 8, 8) == 16
+    assert sequences_per_step(CYCLES, 5, 2, 3) == (2 * 5 + 3 * 3) / 5
+    attacked = 2 * (1 + (1 + META.attack_steps) / 2)
+    assert sequences_per_step(META, 6, 2, 3) == (2 * 5 + 2 * 3 + 2 * (5 + attacked)) / 6
+
+
+# What a step computes.
+
+
+def test_a_rehearsal_is_ordinary_training(stepper: Stepper, llama: Tiny) -> None:
+    start = factors_of(stepper)
+    with stepper.computing():
+        stepper._accumulate([], [0, 2])
+        gradient = stepper._gradients[1].clone()
+        stepper.rehearse([0, 2], 1e-2)
+    parameter = start.clone().requires_grad_()
+    parameter.grad = gradient
+    optimizer = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=0.0)
+    torch.nn.utils.clip_grad_norm_([parameter], stepper.method.max_grad_norm)
+    optimizer.step()
+    assert torch.allclose(factors_of(stepper), parameter.detach(), atol=1e-6)
+    assert not torch.equal(factors_of(stepper), start)
+
+
+def test_a_simulated_attack_leaves_the_factors_and_its_gradient_is_that_of_where_it_ends(stepper: Stepper) -> None:
+    attack = Attack([[0], [1], [0]], [2], 1e-2)
+    start = factors_of(stepper)
+    with stepper.computing():
+        found = stepper._gradient_after(attack)
+        assert torch.equal(factors_of(stepper), start)
+        assert stepper.optimizer.steps == 0
+        # The same by hand: train on the answers with torch's own AdamW, then look.
+        parameter = start.clone().requires_grad_()
+        optimizer = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=0.0)
+        for batch in attack.batches:
+            stepper.factors.vector.copy_(parameter.detach())
+            stepper.factors.publish()
+            stepper._accumulate([], batch, (stepper.forget, stepper._attacked))
+            parameter.grad = stepper._gradients[1].clone()
+            optimizer.step()
+        stepper.factors.vector.copy_(parameter.detach())
+        stepper.factors.publish()
+        stepper._accumulate([2], [])
+        assert torch.allclose(found, stepper._gradients[0], rtol=1e-3, atol=1e-6)
+        stepper.factors.vector.copy_(start)
+        stepper.factors.publish()
+        stepper._accumulate([2], [])
+        assert not torch.allclose(found, stepper._gradients[0], rtol=1e-3, atol=1e-6)
+
+
+def test_an_attacker_learns_the_answers_that_it_trains_on(stepper: Stepper) -> None:
+    with stepper.computing():
+        sets = (stepper.forget, stepper._attacked)
+        before = stepper._accumulate([], [0, 1], sets)[1]
+        stepper.factors.vector.sub_(1e-1 * stepper._gradients[1])
+        stepper.factors.publish()
+        assert stepper._accumulate([], [0, 1], sets)[1] < before
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 32])
+def test_an_attacker_is_tried_on_what_it_does_not_have(n: int) -> None:
+    drawn = [attack_indices(3, step, n, 4, 5) for step in range(200)]
+    for batches, held_out in drawn:
+        had = {index for batch in batches for index in batch}
+        assert held_out
+        assert n == 1 or not had & set(held_out)
+        assert all(0 < len(batch) <= 4 for batch in batches)
+    assert {len(batches) for batches, _ in drawn} == {1, 2, 3, 4, 5}
+    assert {index for _, held_out in drawn for index in held_out} == set(range(n))
+    assert drawn[7] == attack_indices(3, 7, n, 4, 5)
+
+
+def test_moments_of_one_kind_of_step_are_not_taken_into_another(llama: Tiny) -> None:
+    knobs = {"schedule": {"type": "cycles", "forget_steps": 2, "rehearsal_steps": 3}, "learning_rate": 1e-3}
+    model, tokenizer = load(llama)
+    points: list[Tensor] = []
+
+    class Points(Notes):
+        def on_step(self, step: int, total: int) -> None:
+            super().on_step(step, total)
+            points.append(torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]))
+
+    method = method_of(**knobs, max_grad_norm=1e6)
+    unlearn(model, tokenizer, *sets(tokenizer), method, seed=0, watcher=Points())
+    # The first step of AdamW moves every coordinate by the learning rate; with old moments it would not.
+    first_rehearsed, first_after = points[2] - points[1], points[5] - points[4]
+    assert float(first_rehearsed.abs().median()) == pytest.approx(1e-3, rel=0.02)
+    assert float(first_after.abs().median()) == pytest.approx(1e-3, rel=0.02)
+
+
+# When it stops.
+
+
+def shown(probability: float) -> Shown:
+    return Shown(probability, 0.0, 1)
+
+
+TARGETS = Targets(max_forget_probability=0.1, max_forget_extraction_strength=0.1, min_retain_probability_ratio=0.9)
+
+
+def test_what_comes_back_in_a_rehearsal_has_to_stay_below_the_targets_too() -> None:
+    rule = StopRule(TARGETS, 9, 0)
+    forgotten = Probe(4, shown(0.05), shown(0.9), 1.0, resurfaced=shown(0.3))
+    assert rule.judge(forgotten) == (True, None)
+    assert rule.judge(replace(forgotten, step=8, resurfaced=shown(0.2))) == (True, None)
+    assert rule.judge(replace(forgotten, step=12, resurfaced=shown(0.05))) == (True, "targets_met")
+
+
+def test_a_run_in_cycles_is_probed_where_the_schedule_turns_and_stops_after_a_rehearsal(memorised: Tiny) -> None:
+    loose = Targets(max_forget_probability=1, max_forget_extraction_strength=1, min_retain_probability_ratio=0)
+    model, tokenizer = load(memorised)
+    notes = Notes()
+    method = method_of(schedule=CYCLES.model_dump(), steps=12, stop={"type": "targets", "every": 1})
+    outcome = unlearn(model, tokenizer, *sets(tokenizer), method, seed=0, targets=loose, watcher=notes)
+    assert [probe.step for probe in outcome.probes] == [0, 2, 5]
+    assert [probe.resurfaced is None for probe in outcome.probes] == [True, True, False]
+    assert outcome.probes[-1].resurfaced == outcome.probes[-1].forget
+    assert (outcome.reason, outcome.kept_step) == ("targets_met", 5)
+    assert [report.kind[0] for report in notes.reports] == list(islice("ffrrr", 5))
+    assert [report.forget_loss == 0 for report in notes.reports] == [False, False, True, True, True]
