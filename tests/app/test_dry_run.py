@@ -292,7 +292,7 @@ def counted(sequences: int = 100, length: int = 100) -> JobStatistics:
 
 
 def test_an_earlier_run_speaks_for_another_number_of_steps_and_batch(settings: Settings) -> None:
-    run = EarlierRun(unlearning=100.0, evaluating=40.0, steps=100, batch=10)
+    run = EarlierRun(unlearning=100.0, evaluating=40.0, steps=100, sequences=10)
     method = BlurRequest(steps=50, forget_batch_size=10, retain_batch_size=10).resolve(1)
     found = estimate(method, 2, model(10**9), counted(), [run, EarlierRun(1.0, 1.0, 0, 10)], settings)
     # 0.1 s per sequence, 20 sequences a step; the first probe after 20 steps may end it.
