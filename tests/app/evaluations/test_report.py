@@ -306,10 +306,18 @@ def test_the_whole_configuration_is_shown() -> None:
     root = parse(page(document))
     section = next(node for node in root.every() if node.attributes.get("id") == "configuration")
     knobs = [name for name in document["method"] if not isinstance(document["method"][name], dict)]
-    knobs += ["forget_loss.type", "forget_loss.beta", "retain_loss.type", "stop.every", "stop.patience", "seed"]
+    knobs += [
+        "forget_loss.type",
+        "forget_loss.beta",
+        "retain_loss.type",
+        "schedule.type",
+        "stop.every",
+        "stop.patience",
+        "seed",
+    ]
     for name in [*knobs, *(set(document["policy"]) - {"name", "version", "description"})]:
         row_with(section, f"{name} ")
-    assert "0.0005" in row_with(section, "learning_rate")
+    assert "0.0005" in row_with(section, "learning_rate ")
     assert "7041" in row_with(section, "seed")
     assert "0.85" in row_with(section, "min_neighbour_probability_ratio")
     words = ["NVIDIA H200", "3.11.9", "2.13.0", "5.23.0", "0.21.2", "0.3.0", "4.2 s", "6 min", "2 h 32 min"]

@@ -143,7 +143,8 @@ def test_bfloat16_base_is_unlearned_through_float32_factors(tiny: Tiny) -> None:
 def test_one_pass_and_two_end_alike(llama: Tiny) -> None:
     one, two = (run(llama, steps=1, passes=passes, max_grad_norm=1e6)[1][0] for passes in ("one", "two"))
     for name, value in vars(one).items():
-        assert value == pytest.approx(getattr(two, name), rel=1e-4), name
+        wanted = getattr(two, name)
+        assert value == (wanted if isinstance(wanted, str) else pytest.approx(wanted, rel=1e-4)), name
 
 
 # Reports.
