@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Annotated
@@ -12,7 +13,7 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from app.datasets.tables import Dataset
-from app.datasets.tokens import Counted, TokenCounter, Unusable, context_length, counter_of
+from app.datasets.tokens import Counted, TokenCounter, context_length, counter_of
 from app.datasets.vault import Vault
 
 WHOLE_BYTES = 1024**2  # larger sets are sampled: counting takes about a second for so much
@@ -20,6 +21,7 @@ _SPOTS = 64
 _SPOT_BYTES = 16 * 1024
 _MOST_BYTES = 4 * WHOLE_BYTES
 _KEPT = 512
+_TOGETHER = 64  # records that are encoded at once: other threads run meanwhile
 
 
 class TokenStatistics(BaseModel):
@@ -74,12 +76,12 @@ def _count(vault: Vault, dataset: Dataset, counter: TokenCounter, longest: int) 
     sampled = dataset.size > WHOLE_BYTES
     counted: list[Counted] = []
     seen = unusable = 0
-    for line in _sample(vault, dataset) if sampled else vault.lines(dataset):
-        seen += 1
-        try:
-            counted.append(counter.count(json.loads(line)))
-        except Unusable:
-            unusable += 1
+    lines = iter(_sample(vault, dataset) if sampled else vault.lines(dataset))
+    while records := [json.loads(line) for line in islice(lines, _TOGETHER)]:
+        usable = [each for each in counter.count_all(records) if each is not None]
+        counted += usable
+        seen += len(records)
+        unusable += len(records) - len(usable)
     if not seen:
         return None
     lengths = [each.tokens for each in counted] or [0]

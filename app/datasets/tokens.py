@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from jinja2 import TemplateError
 from jinja2.ext import Extension, loopcontrols
@@ -44,6 +44,19 @@ class Counted:
         return sum(max(self.prompt - start, 1) < min(max_length, self.tokens - start) for start in starts)
 
 
+class _Texts(NamedTuple):
+    """A record as it is encoded: what stands before the answer, if anything does, both together, the answer alone."""
+
+    prompt: str | None
+    whole: str
+    answer: str
+    chat: bool = False
+
+    @property
+    def encoded(self) -> tuple[str, ...]:
+        return (self.whole,) if self.prompt is None else (self.prompt, self.whole)
+
+
 class TokenCounter:
     """Counts with one tokenizer."""
 
@@ -57,27 +70,46 @@ class TokenCounter:
 
     def count(self, record: Mapping[str, Any]) -> Counted:
         """The tokens of a record of any of the three shapes. Raises Unusable."""
-        if "messages" in record:
-            return self._chat(record["messages"])
-        if "text" in record:
-            ids = self._with_end(self._ids([record["text"]])[0])
-            return Counted(len(ids), min(1, len(ids)))
-        prompt, completion = record["prompt"], record["completion"]
-        head, ids = self._ids([prompt, prompt + completion])
-        if ids[: len(head)] != head:
-            ids = head + self._ids([completion], special=False)[0]
-        return self._from_first_label(self._with_end(ids), len(head))
+        (counted,) = self.count_all([record])
+        if counted is None:
+            raise Unusable
+        return counted
 
-    def _chat(self, messages: Sequence[Mapping[str, str]]) -> Counted:
+    def count_all(self, records: Sequence[Mapping[str, Any]]) -> list[Counted | None]:
+        """The same of many, which are encoded together; None for those that are unusable."""
+        found = [self._texts(record) for record in records]
+        plain = iter(self._ids([text for each in found if each and not each.chat for text in each.encoded]))
+        chats = [text for each in found if each and each.chat for text in each.encoded]
+        rendered = iter(self._ids(chats, special=False))
+        return [each and self._counted(each, rendered if each.chat else plain) for each in found]
+
+    def _texts(self, record: Mapping[str, Any]) -> _Texts | None:
+        if "messages" in record:
+            return self._of_chat(record["messages"])
+        if "text" in record:
+            return _Texts(None, record["text"], "")
+        prompt, completion = record["prompt"], record["completion"]
+        return _Texts(prompt, prompt + completion, completion)
+
+    def _of_chat(self, messages: Sequence[Mapping[str, str]]) -> _Texts | None:
         # A record's last message is the assistant's: the target.
-        prompt = self._render(messages[:-1], add_generation_prompt=True)
-        whole = self._render(messages, add_generation_prompt=False)
+        try:
+            prompt = self._render(messages[:-1], add_generation_prompt=True)
+            whole = self._render(messages, add_generation_prompt=False)
+        except Unusable:
+            return None
         if not whole.startswith(prompt):
             whole = prompt + messages[-1]["content"]
-        head, ids = self._ids([prompt, whole], special=False)
+        return _Texts(prompt, whole, whole[len(prompt) :], chat=True)
+
+    def _counted(self, texts: _Texts, encoded: Iterator[list[int]]) -> Counted:
+        if texts.prompt is None:
+            ids = self._with_end(next(encoded))
+            return Counted(len(ids), min(1, len(ids)))
+        head, ids = next(encoded), next(encoded)
         if ids[: len(head)] != head:
-            ids = head + self._ids([whole[len(prompt) :]], special=False)[0]
-        return self._from_first_label(self._with_end(self._without_tail(ids)), len(head))
+            ids = head + self._ids([texts.answer], special=False)[0]
+        return self._from_first_label(self._with_end(self._without_tail(ids) if texts.chat else ids), len(head))
 
     def _render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
         # transformers renders no empty conversation: one that is nothing but an answer has no prompt.

@@ -75,6 +75,7 @@ def check(folder: Path, tokenizer: PreTrainedTokenizerFast, given: list[dict[str
         assert counted == Counted(len(whole.input_ids), whole.prompt_length), record
         for max_length in (2, 7, 16, 64):
             assert counted.sequences(max_length) == len(encode_records([record], tokenizer, max_length)), record
+    assert counter.count_all(given) == [counter.count(record) for record in given]
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, REWRITING])
@@ -119,6 +120,8 @@ def test_a_conversation_that_cannot_be_rendered_is_one_that_the_worker_refuses(
             encode_records([{"messages": messages}], loaded, 64)
         with pytest.raises(Unusable):
             counter.count({"messages": messages})
+        around = [{"text": "x"}, {"messages": messages}, {"text": "x"}]
+        assert [counted is None for counted in counter.count_all(around)] == [False, True, False]
 
 
 def test_a_directory_without_a_readable_tokenizer_has_no_counter(tmp_path: Path) -> None:
