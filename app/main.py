@@ -112,7 +112,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.guesses = Guesses(app.state.rate_limits)
     await app.state.reads.open()
     # What is there now stays: without it in the way, collecting garbage takes a fraction of a request's time.
-    gc.freeze()
+    if not gc.get_freeze_count():
+        gc.freeze()
     yield
     await app.state.last_use.finish()
     await app.state.rate_limits.close()

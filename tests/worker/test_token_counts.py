@@ -120,7 +120,7 @@ def test_a_conversation_that_cannot_be_rendered_is_one_that_the_worker_refuses(
             encode_records([{"messages": messages}], loaded, 64)
         with pytest.raises(Unusable):
             counter.count({"messages": messages})
-        around = [{"text": "x"}, {"messages": messages}, {"text": "x"}]
+        around: list[dict[str, Any]] = [{"text": "x"}, {"messages": messages}, {"text": "x"}]
         assert [counted is None for counted in counter.count_all(around)] == [False, True, False]
 
 
