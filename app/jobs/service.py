@@ -178,7 +178,9 @@ class JobService:
         _require_holdout(request, sets.holdout)
         self._check_tokens(statistics)
         at = request.requested_at or datetime.now(UTC)
-        return Resolved(grounds, control, method, policy, sets, statistics, at, months_after(at, 1))
+        # A month is one where the person asked; both times are shown as they are read later.
+        times = at.astimezone(UTC), months_after(at, 1).astimezone(UTC)
+        return Resolved(grounds, control, method, policy, sets, statistics, *times)
 
     async def get(self, job_id: str) -> JobRow:
         """A job with its run. Raises NotFound."""

@@ -76,7 +76,13 @@ async def test_an_accepted_job_shows_every_knob(client: httpx.AsyncClient) -> No
 
 
 @pytest.mark.parametrize(
-    "body", [{}, {"requested_at": "2020-01-31T12:00:00Z"}, {"policy": {"requires_approval": True}}]
+    "body",
+    [
+        {},
+        {"requested_at": "2020-01-31T12:00:00Z"},
+        {"requested_at": "2020-01-31T23:30:00-02:00"},
+        {"policy": {"requires_approval": True}},
+    ],
 )
 async def test_the_answer_is_the_job_as_it_is_read(client: httpx.AsyncClient, body: dict[str, Any]) -> None:
     await new_job(client)
