@@ -14,7 +14,8 @@ class Strict(BaseModel):
 
 
 Auto = Literal["auto"]
-Steps = Annotated[int, Field(ge=1, le=100_000)]
+MAX_STEPS = 100_000
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Gamma = Annotated[float, Field(ge=0, le=1000)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
 BatchSize = Annotated[int, Field(ge=1, le=1024)]

@@ -8,11 +8,11 @@ method names its combiner: how the gradients of both losses become one update (d
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, Tag, TypeAdapter
+from pydantic import BeforeValidator, Field, Tag, TypeAdapter, model_validator
 
-from app.methods.fields import Auto, BatchSize, Gamma, Steps, Strict, Weight, by_type, members
+from app.methods.fields import MAX_STEPS, Auto, BatchSize, Gamma, Steps, Strict, Weight, by_type, members
 from app.methods.losses import ForgetLoss, NllLoss, NpoLoss, RetainLoss
 from app.methods.schedules import Schedule, Stretch
 from app.methods.stopping import StopAtTargets, StopRule
@@ -98,6 +98,13 @@ class _Request(_Knobs):
             f"least {MIN_AUTO_STEPS} and at most {MAX_AUTO_STEPS} steps; a schedule in turns says itself how many."
         ),
     ] = "auto"
+
+    @model_validator(mode="after")
+    def _within_the_most_steps(self) -> Self:
+        planned = self.schedule.planned_steps() if self.steps == "auto" else None
+        if planned is not None and planned > MAX_STEPS:
+            raise ValueError(f"the schedule comes to {planned} steps, more than {MAX_STEPS}; shorten it")
+        return self
 
     def resolve(self, forget_records: int) -> Method:
         """Replace every "auto" that changes the result by the value that it stands for.

@@ -199,6 +199,7 @@ async def test_steps_follow_the_size_of_the_forget_set(client: httpx.AsyncClient
         ({"seed": MARKER}, "/seed"),
         ({"adapter": MARKER}, "/adapter"),
         ({"metadata": {"k": [MARKER]}}, "/metadata/k"),
+        ({"method": {"schedule": {"type": "cycles", "cycles": 1000, "forget_steps": 1000}}}, "/method"),
         ({"requested_at": "yesterday"}, "/requested_at"),
         ({"requested_at": "2026-01-01T00:00:00"}, "/requested_at"),
         ({"requested_at": "9999-12-31T00:00:00Z"}, "/requested_at"),
