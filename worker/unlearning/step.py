@@ -235,18 +235,15 @@ class Stepper:
 
     def _gradient_after(self, attack: Attack) -> Tensor:
         """The forget gradient of the held-out items where an attack ends, (parameters,); the factors stay."""
-        start = self.factors.vector.clone()
-        attacker = AdamW(self.factors.vector, weight_decay=0.0)
-        for batch in attack.batches:
-            self._accumulate([], batch, (self.forget, self._attacked))
-            attacker.observe(self._gradients[1])
-            attacker.step(self._gradients[1], attack.learning_rate)
-            self.factors.publish()
-        self._accumulate(attack.held_out, [])
-        found = self._gradients[0].clone()
-        self.factors.vector.copy_(start)
-        self.factors.publish()
-        return found
+        with self.factors.holding(self.factors.vector):
+            attacker = AdamW(self.factors.vector, weight_decay=0.0)
+            for batch in attack.batches:
+                self._accumulate([], batch, (self.forget, self._attacked))
+                attacker.observe(self._gradients[1])
+                attacker.step(self._gradients[1], attack.learning_rate)
+                self.factors.publish()
+            self._accumulate(attack.held_out, [])
+        return self._gradients[0].clone()
 
     def _move(self, combined: Combined, learning_rate: float) -> Tensor:
         if combined.rescaling is None:
