@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app.methods import METHOD, Method
+from app.methods import METHOD, Method, place_of
 from worker.evaluation.checks import Check, Gate
 
 TOO_MUCH = ("forget_nll_excess",)
@@ -61,6 +61,8 @@ def _weighted(method: Method, *, forget: float) -> tuple[Method, str]:
 
 
 def _longer(method: Method) -> Method:
-    return METHOD.validate_python(
-        method.model_dump() | {"steps": max(method.steps, min(2 * method.steps, MAX_STEPS))}
-    )
+    steps = max(method.steps, min(2 * method.steps, MAX_STEPS))
+    last = place_of(steps - 1, method.schedule)
+    if last.kind == "rehearsal" and steps - last.index - 1 >= method.steps:
+        steps -= last.index + 1  # a rehearsal that is cut off would be the last thing that the adapter learns
+    return METHOD.validate_python(method.model_dump() | {"steps": steps})

@@ -31,6 +31,14 @@ def test_then_another_loss_for_longer() -> None:
     assert "ceu" in words
 
 
+def test_a_longer_training_in_cycles_does_not_end_within_a_rehearsal() -> None:
+    cycles = {"type": "cycles", "forget_steps": 3, "rehearsal_steps": 5}
+    changed, _ = next_method(method(schedule=cycles, steps=19), 2, failed("recall"))  # three cycles, then three steps
+    assert changed.steps == 4 * 8 + 3
+    unchanged, _ = next_method(method(schedule=cycles, steps=MAX_STEPS), 2, failed("recall"))
+    assert unchanged.steps == MAX_STEPS
+
+
 def test_a_loss_is_never_replaced_by_itself() -> None:
     changed, _ = next_method(method(forget_loss={"type": "ceu"}), 2, failed("recall"))
     assert changed.forget_loss.type == "npo"
