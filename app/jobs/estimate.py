@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from app.base_models.tables import BaseModelRow
 from app.jobs.schemas import JobStatistics
-from app.methods import STORED_METHOD, Method, sequences_per_step
+from app.methods import STORED_METHOD, Method, first_point, sequences_per_step
 from app.settings import Settings
 
 _GPU = 10e12, 200e12  # floating-point operations per second that training reaches, slow and fast
@@ -81,10 +82,7 @@ def estimate(
         attempts: most trainings that its policy allows.
         earlier: runs on the same base model; those without a step say nothing.
     """
-    least = method.steps
-    if method.stop.type == "targets":
-        first = method.stop.every if method.schedule.type == "stretch" else next(method.schedule.phases()).length
-        least = min(first or least, least)
+    least = min(_first_stop(method, statistics.forget.records), method.steps)
     steps = Span(low=least, high=method.steps)
     runs = [run for run in earlier if run.steps > 0]
     if runs:
@@ -101,6 +99,15 @@ def estimate(
         basis="measured" if runs else "rule",
         explanation=f"Time is {why}. Memory is weights plus activations, by a rule.",
     )
+
+
+def _first_stop(method: Method, forget_records: int) -> int:
+    """The step after which training may stop at the earliest."""
+    if method.stop.type != "targets":
+        return method.steps
+    if method.schedule.type == "stretch":
+        return method.stop.every
+    return first_point(method.schedule, math.ceil(forget_records / method.forget_batch_size))
 
 
 def _measured(method: Method, attempts: int, steps: Span, runs: Sequence[EarlierRun]) -> Span:

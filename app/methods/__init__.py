@@ -57,6 +57,7 @@ from app.methods.schedules import (
     Schedule,
     StepKind,
     Stretch,
+    first_point,
     place_of,
     sequences_per_step,
 )
@@ -114,6 +115,7 @@ __all__ = [
     "WeightedSumRequest",
     "WgaLoss",
     "describe",
+    "first_point",
     "place_of",
     "sequences_per_step",
 ]

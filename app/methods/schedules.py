@@ -138,6 +138,26 @@ def place_of(step: int, schedule: Schedule) -> Place:
     return Place(phase.kind, index, phase.length, forgotten + index, rehearsed)
 
 
+def first_point(schedule: Schedule, once: int) -> int:
+    """The first step after which a point may be kept: a rehearsal has shown what comes back, where there are any.
+
+    Args:
+        once: how many forgetting steps, simulations among them, train on every forget record once.
+    """
+    taken, left, rehearsed = 0, once, isinstance(schedule, Stretch)
+    phases = schedule.phases()
+    while left > 0 or not rehearsed:
+        phase = next(phases)
+        length = left if phase.length is None else phase.length
+        if phase.kind == "rehearsal":
+            rehearsed = True
+        else:
+            length = min(length, left) if rehearsed else length
+            left -= length
+        taken += length
+    return taken
+
+
 def sequences_per_step(schedule: Schedule, steps: int, forget_batch: int, retain_batch: int) -> float:
     """Sequences that a step passes over, forward and backward, on average over the first so many steps."""
     total, left = 0.0, steps

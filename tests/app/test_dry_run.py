@@ -29,7 +29,7 @@ from app.jobs.schemas import JobStatistics
 from app.kit.crypto import KeyRing
 from app.kit.db import Base
 from app.kit.memory_storage import MemoryStorage
-from app.methods import BlurRequest
+from app.methods import BlurRequest, Cycles
 from app.settings import Settings
 from tests.app.conftest import post_job, record, upload
 from tests.app.evaluations import documents
@@ -299,6 +299,16 @@ def test_an_earlier_run_speaks_for_another_number_of_steps_and_batch(settings: S
     assert (found.steps.low, found.steps.high) == (20, 50)
     assert found.seconds.low == (20 * 20 * 0.1 + 40) * 0.75
     assert found.seconds.high == (50 * 20 * 0.1 + 40) * 2 * 1.5
+
+
+@pytest.mark.parametrize(("records", "least"), [(10, 7), (30, 9), (1000, 50)])
+def test_a_training_in_cycles_ends_after_a_rehearsal_and_all_records_at_the_earliest(
+    settings: Settings, records: int, least: int
+) -> None:
+    schedule = Cycles(forget_steps=2, rehearsal_steps=5)
+    method = BlurRequest(steps=50, forget_batch_size=8, schedule=schedule).resolve(1)
+    found = estimate(method, 1, model(10**9), counted(records), [], settings)
+    assert (found.steps.low, found.steps.high) == (least, 50)
 
 
 @pytest.mark.parametrize(

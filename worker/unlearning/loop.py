@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from app.methods import MetaCycles, Method, Place, StepKind, StopAtTargets, Stretch, Targets, place_of
+from app.methods import MetaCycles, Method, Place, StepKind, StopAtTargets, Stretch, Targets, first_point, place_of
 from worker.unlearning.batches import FORGET_STREAM, REHEARSAL_STREAM, RETAIN_STREAM, attack_indices, batch_indices
 from worker.unlearning.checkpoint import Checkpoint, CheckpointError
 from worker.unlearning.encoding import Example
@@ -255,10 +255,7 @@ class _Run:
     def _first_point(self) -> int:
         """No point counts before every forget record was trained on once and a rehearsal showed what comes back."""
         once = math.ceil(len(self._forget) / self._method.forget_batch_size)
-        if isinstance(self._method.schedule, Stretch):
-            return once
-        phases = self._method.schedule.phases()
-        return max(once, sum(next(phases).length or 0 for _ in range(2)))
+        return first_point(self._method.schedule, once)
 
     def _is_probed(self, place: Place, stop: StopAtTargets) -> bool:
         """Whether a probe follows the step that was just taken: now and then, or where the schedule turns."""

@@ -20,6 +20,7 @@ from app.methods import (
     Method,
     Stretch,
     Targets,
+    first_point,
     place_of,
     sequences_per_step,
 )
@@ -113,6 +114,22 @@ def test_the_work_of_a_step_is_counted_in_sequences() -> None:
     assert sequences_per_step(META, 6, 2, 3) == (2 * 5 + 2 * 3 + 2 * (5 + attacked)) / 6
 
 
+@pytest.mark.parametrize(
+    ("schedule", "once", "wanted"),
+    [
+        (Stretch(), 5, 5),
+        # ffrrrffrrrf
+        *((CYCLES, once, wanted) for once, wanted in ((1, 5), (2, 5), (3, 6), (4, 7), (5, 11))),
+        # ffrrsssrrs
+        *((META, once, wanted) for once, wanted in ((1, 4), (4, 6), (5, 7), (6, 10))),
+    ],
+)
+def test_a_point_counts_once_all_was_trained_on_and_a_rehearsal_has_shown_it(
+    schedule: Any, once: int, wanted: int
+) -> None:
+    assert first_point(schedule, once) == wanted
+
+
 # What a step computes.
 
 
@@ -155,6 +172,18 @@ def test_a_simulated_attack_leaves_the_factors_and_its_gradient_is_that_of_where
         stepper.factors.publish()
         stepper._accumulate([2], [])
         assert not torch.allclose(found, stepper._gradients[0], rtol=1e-3, atol=1e-6)
+
+
+def test_an_attack_that_breaks_off_leaves_the_factors_too(stepper: Stepper, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, passes = factors_of(stepper), iter([stepper._pass_over])
+
+    def break_off(*arguments: Any) -> Any:
+        return next(passes)(*arguments)
+
+    monkeypatch.setattr(stepper, "_pass_over", break_off)
+    with stepper.computing(), pytest.raises(StopIteration):
+        stepper.step([0], [0], 1e-2, Attack([[0], [1]], [2], 1e-2))
+    assert torch.equal(factors_of(stepper), start)
 
 
 def test_an_attacker_learns_the_answers_that_it_trains_on(stepper: Stepper) -> None:
@@ -227,3 +256,14 @@ def test_a_run_in_cycles_is_probed_where_the_schedule_turns_and_stops_after_a_re
     assert (outcome.reason, outcome.kept_step) == ("targets_met", 5)
     assert [report.kind[0] for report in notes.reports] == list(islice("ffrrr", 5))
     assert [report.forget_loss == 0 for report in notes.reports] == [False, False, True, True, True]
+
+
+def test_a_run_in_cycles_does_not_end_before_it_has_trained_on_every_forget_record(memorised: Tiny) -> None:
+    loose = Targets(max_forget_probability=1, max_forget_extraction_strength=1, min_retain_probability_ratio=0)
+    model, tokenizer = load(memorised)
+    forget, retain = sets(tokenizer)
+    schedule = {"type": "cycles", "forget_steps": 1, "rehearsal_steps": len(forget)}
+    method = method_of(schedule=schedule, steps=100, stop={"type": "targets"}, forget_batch_size=1)
+    outcome = unlearn(model, tokenizer, forget, retain, method, seed=0, targets=loose)
+    assert outcome.reason == "targets_met"
+    assert place_of(outcome.kept_step, method.schedule).forgotten == len(forget)
