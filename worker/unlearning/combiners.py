@@ -153,13 +153,15 @@ class Pdu:
     def __init__(self, method: PduMethod, device: torch.device) -> None:
         self._method = method
         weight = torch.tensor([method.initial_weight], dtype=torch.float32, device=device)
-        self.state: dict[str, Tensor] = {"retain_weight": weight}
+        self.state: dict[str, Tensor] = {"retain_weight": weight, "steps": torch.zeros_like(weight)}
 
     def combine_(self, forget: Tensor, retain: Tensor, retain_loss: Tensor, optimizer: AdamW) -> Combined:
         """w <- max(0, w + rate (L_r - limit)) once the warm-up is over, then the sum."""
-        weight = self.state["retain_weight"]
-        if optimizer.steps >= self._method.dual_warmup_steps:
-            weight.add_(self._method.dual_rate * (retain_loss - self._method.max_retain_loss)).clamp_min_(0.0)
+        del optimizer  # which counts from its last restart
+        weight, steps = self.state["retain_weight"], self.state["steps"]
+        ascent = self._method.dual_rate * (retain_loss - self._method.max_retain_loss)
+        weight.add_(torch.where(steps < self._method.dual_warmup_steps, 0.0, ascent)).clamp_min_(0.0)
+        steps.add_(1)
         retain.mul_(weight).add_(forget)
         return Combined(retain, None, torch.ones_like(retain_loss))
 

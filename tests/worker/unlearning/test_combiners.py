@@ -145,6 +145,18 @@ def test_dual_weight_follows_the_excess_after_its_warm_up() -> None:
     assert weights == pytest.approx([2.0, 2.0, 2.6, 1.4, 0.0, 0.0, 1.5], abs=1e-5)
 
 
+def test_the_warm_up_of_the_dual_weight_is_not_taken_anew_with_every_turn_of_a_schedule() -> None:
+    pdu = Pdu(PduMethod.model_validate({"dual_warmup_steps": 2, "steps": 9}), torch.device("cpu"))
+    optimizer = AdamW(torch.zeros(400), 0.0)
+    weights = []
+    for step in range(4):
+        if step == 2:
+            optimizer.restart()
+        optimizer.observe(pdu.combine_(*gradients(3), torch.tensor(1.0), optimizer).update)
+        weights.append(float(pdu.state["retain_weight"]))
+    assert weights[0] == weights[1] < weights[2] < weights[3]
+
+
 @settings(deadline=None)
 @given(seed=SEEDS, max_norm=st.sampled_from([1e-3, 1.0, 10.0, 1e6]))
 def test_clipping_shortens_the_update_and_keeps_its_direction(seed: int, max_norm: float) -> None:
