@@ -330,12 +330,12 @@ class _Run:
         forget = self._look(sample(self._forget, most, self._seed))
         retain = self._look(sample(self._retain, most, self._seed))
         ratio = retain.probability / source.retain.probability if source else 1.0
-        resurfaced = self._rule.history[-1].resurfaced if source else None
-        if self._step and place_of(self._step - 1, self._method.schedule).kind == "rehearsal":
-            resurfaced = forget
-        probe = Probe(self._step, forget, retain, ratio, resurfaced)
+        rehearsed = self._step > 0 and place_of(self._step - 1, self._method.schedule).kind == "rehearsal"
+        before = self._rule.history[-1].resurfaced if source else None
+        probe = Probe(self._step, forget, retain, ratio, forget if rehearsed else before)
         if len(self._forget) > most and self._rule.meets(probe):
-            probe = replace(probe, forget=self._look(self._forget))
+            whole = self._look(self._forget)
+            probe = replace(probe, forget=whole, resurfaced=whole if rehearsed else before)
         best, reason = self._rule.judge(probe)
         if best:
             self._best = self._stepper.factors.vector.clone()

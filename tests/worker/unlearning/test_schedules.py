@@ -267,3 +267,15 @@ def test_a_run_in_cycles_does_not_end_before_it_has_trained_on_every_forget_reco
     outcome = unlearn(model, tokenizer, forget, retain, method, seed=0, targets=loose)
     assert outcome.reason == "targets_met"
     assert place_of(outcome.kept_step, method.schedule).forgotten == len(forget)
+
+
+def test_what_the_whole_forget_set_shows_after_a_rehearsal_counts_later_too(memorised: Tiny) -> None:
+    loose = Targets(max_forget_probability=1, max_forget_extraction_strength=1, min_retain_probability_ratio=0)
+    model, tokenizer = load(memorised)
+    forget, retain = sets(tokenizer)
+    method = method_of(schedule=CYCLES.model_dump(), steps=12, stop={"type": "targets", "records": 1})
+    outcome = unlearn(model, tokenizer, forget, retain, method, seed=0, targets=loose)
+    last = outcome.probes[-1]
+    assert last.step == 5
+    assert last.forget.sequences == len(forget) > 1
+    assert last.resurfaced == last.forget
