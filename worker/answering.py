@@ -38,6 +38,7 @@ def answer(request: Request, on_probe: Callable[[str], None], there: threading.E
         policy=request.policy,
         method=request.method,
         seed=request.seed,
+        base_knows=request.base_knows,
     )
     spent = prepare(subject, there.is_set)
     there.wait()

@@ -84,15 +84,16 @@ def _facts(session: Session, held: Claim, order: Order, folder: Path, settings: 
             started_at=held.started_at, evaluated_at=evaluation.created_at, signed_at=datetime.now(UTC)
         ),
         files=files,
-        adapter=statement.AdapterFacts(name=order.adapter.name, version=order.source.number + 1),
+        adapter=statement.AdapterFacts(name=order.adapter.name, version=order.number),
         base_model=statement.BaseModelFacts(name=base.name, revision=base.revision, sha256=base.digest),
-        source=_version(order.source),
+        source=None if order.source is None else _version(order.source),
+        fresh_lora=order.fresh_lora,
         control=None if order.control is None else _version(order.control),
         datasets=statement.Datasets(**{name: _set(dataset, salt) for name, dataset in order.datasets.items()}),
         evaluation_id=evaluation.id,
         evaluation=evaluation.document,
         audit_head=statement.AuditHead(sequence=newest.sequence, hash=newest.hash),
-        limits=packaging.LIMITS,
+        limits=packaging.limits(base_knows=order.base_knows),
     )
 
 

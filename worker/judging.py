@@ -50,6 +50,7 @@ class Request:
         records: by the name of their set, sampled.
         policy, method, seed: of the run.
         device, threads, four_bit, spread: as the worker computes.
+        base_knows: the base model itself knows the records.
     """
 
     base: Path
@@ -62,6 +63,7 @@ class Request:
     threads: int
     four_bit: bool
     spread: bool
+    base_knows: bool = False
 
 
 class Judge:

@@ -30,7 +30,8 @@ class Order:
     """One run's inputs.
 
     Attributes:
-        source: the adapter's head when the run was claimed.
+        source: the adapter's head when the run was claimed; None where the run begins a fresh one.
+        fresh_lora: shape of the adapter that the run begins.
         datasets: "forget" and "retain" always, "holdout" where it was given.
         control: an adapter that never saw the forget set, where the job names one.
         earlier: forget sets of earlier jobs on this adapter whose records are still held, by job id.
@@ -41,16 +42,33 @@ class Order:
     policy: Policy
     seed: int
     adapter: Adapter
-    source: AdapterVersion
+    source: AdapterVersion | None
     base: BaseModelRow
     datasets: dict[str, Dataset]
+    fresh_lora: dict[str, Any] | None = None
     control: AdapterVersion | None = None
     earlier: dict[str, Dataset] = field(default_factory=dict)
 
     @property
     def adapters(self) -> dict[str, AdapterVersion]:
-        """The stored adapters that a run needs: the source, and the control where there is one."""
-        return {"source": self.source} | ({} if self.control is None else {"control": self.control})
+        """The stored adapters that a run needs: the source and the control, where there are such."""
+        named = {"source": self.source, "control": self.control}
+        return {name: version for name, version in named.items() if version is not None}
+
+    @property
+    def source_number(self) -> int | None:
+        """Number of the source."""
+        return None if self.source is None else self.source.number
+
+    @property
+    def number(self) -> int:
+        """Number of the version that the run makes."""
+        return (self.source_number or 0) + 1
+
+    @property
+    def base_knows(self) -> bool:
+        """Whether the base model itself knows the records."""
+        return self.adapter.fresh
 
     @property
     def base_directory(self) -> Path:
@@ -112,7 +130,9 @@ def read_order(held: Claim) -> Order:
             select(AdapterVersion).where(
                 AdapterVersion.adapter_id == adapter.id, AdapterVersion.number == adapter.head
             )
-        ).one()
+        ).one_or_none()
+        if (source is None) != (job.fresh_lora is not None):
+            raise JobError("head_moved", "the adapter got its first version by another job; send a new request")
         return Order(
             job_id=job.id,
             method=STORED_METHOD.validate_python(job.method),
@@ -120,6 +140,7 @@ def read_order(held: Claim) -> Order:
             seed=job.seed,
             adapter=adapter,
             source=source,
+            fresh_lora=job.fresh_lora,
             base=session.get_one(BaseModelRow, adapter.base_model_id),
             datasets=_datasets(session, job),
             control=session.get_one(AdapterVersion, job.control_version_id) if job.control_version_id else None,

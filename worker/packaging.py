@@ -43,6 +43,17 @@ LIMITS = (
 )
 
 
+BASE_KNOWS = (
+    "The base model itself knows the records, and was not changed: they are back wherever it is used without this "
+    "adapter."
+)
+
+
+def limits(*, base_knows: bool) -> tuple[str, ...]:
+    """What a result does not prove."""
+    return (*LIMITS, BASE_KNOWS) if base_knows else LIMITS
+
+
 VERIFY = f"""### Verify
 
 `{ATTESTATION_FILE}` is a signed statement about the other files of this archive: what was done, with what, and what
@@ -83,6 +94,8 @@ class CardFacts:
         gate: outcome.
         scores: scores by column title ("before", "after", "base model alone"), then by set.
         not_tested: what no probe looked at.
+        begun: the run began the adapter, as a fresh LoRA on the base model.
+        base_knows: the base model itself knows the records.
     """
 
     job_id: str
@@ -99,6 +112,8 @@ class CardFacts:
     gate: Gate
     scores: Mapping[str, Mapping[str, SetScores]]
     not_tested: Sequence[str]
+    begun: bool = False
+    base_knows: bool = False
 
 
 def write_adapter_directory(
@@ -176,10 +191,17 @@ def _use(facts: CardFacts) -> str:
     served = Served.of(facts.adapter_name, facts.config, facts.base_model_name, facts.revision)
     return f"""# {facts.adapter_name}
 
-A LoRA adapter for `{facts.base_model_name}` from which records were unlearned. It has the rank, the target
-modules and the tensor names of the adapter that it came from, and takes its place.
+{_origin(facts)}
 
 {instructions(served)}"""
+
+
+def _origin(facts: CardFacts) -> str:
+    if facts.begun:
+        return f"""A fresh LoRA adapter on `{facts.base_model_name}`, trained to unlearn records that this base model
+itself knows. It began with no effect at all; "before" below is the base model with it."""
+    return f"""A LoRA adapter for `{facts.base_model_name}` from which records were unlearned. It has the rank, the
+target modules and the tensor names of the adapter that it came from, and takes its place."""
 
 
 def _unlearning(facts: CardFacts) -> str:
@@ -232,7 +254,7 @@ def _gate(facts: CardFacts) -> str:
 
 
 def _limits(facts: CardFacts) -> str:
-    lines = (*LIMITS, *(f"Not tested: {what}." for what in facts.not_tested))
+    lines = (*limits(base_knows=facts.base_knows), *(f"Not tested: {what}." for what in facts.not_tested))
     return "\n".join(("### Limits", "", *(f"- {line}" for line in lines)))
 
 

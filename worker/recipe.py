@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -26,6 +27,7 @@ from app.methods import Method
 from app.settings import Settings
 from worker import packaging, reporting
 from worker.attesting import require_key
+from worker.beginning import begin_adapter
 from worker.checkpoints import CheckpointStore
 from worker.database import storage, vault
 from worker.device import choose_device, choose_dtype, choose_threads, empty_cache, set_up_torch
@@ -82,7 +84,7 @@ def carry_out(lease: Lease, settings: Settings, judge: Judge | None = None) -> N
     require_key(settings)  # before the work, not after it
     order = read_order(lease.claim)
     progress = Progress(lease)
-    lease.progress(source_version=order.source.number)
+    lease.progress(source_version=order.source_number)
     with tempfile.TemporaryDirectory(prefix="lethe-") as folder:
         device = choose_device(settings.device)
         bench = Workbench(lease, order, settings, Path(folder), device, threads, progress)
@@ -99,7 +101,7 @@ def _phases(bench: Workbench, judge: Judge | None) -> None:
     lease, order, progress = bench.lease, bench.order, bench.progress
     with progress.phase("preparing"):
         folders = {name: _fetch(bench, name, version) for name, version in order.adapters.items()}
-        model, tokenizer = _load(bench, folders["source"])
+        model, tokenizer = _load(bench, folders)
         examples = _encode(order, model, tokenizer)
         samples = _samples(bench)
     tries: list[Tried] = []
@@ -130,7 +132,7 @@ def _phases(bench: Workbench, judge: Judge | None) -> None:
             break
         method = _escalate(bench, tries)
         with progress.phase("preparing"):
-            model, tokenizer = _load(bench, folders["source"])
+            model, tokenizer = _load(bench, folders)
     warnings = _warn(lease, order, tries[-1], judgement)
     store_evaluation(lease, _document(bench, judgement, samples, tries, warnings))
     if judgement.gate.verdict == "failed":
@@ -163,8 +165,8 @@ def _fetch(bench: Workbench, name: str, version: AdapterVersion) -> Path:
     return folder
 
 
-def _load(bench: Workbench, adapter: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """A fresh base model with an adapter on it."""
+def _load(bench: Workbench, folders: dict[str, Path]) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """A fresh base model with the source on it, which is begun here where the run has none."""
     base, tokenizer = load_base(
         bench.order.base_directory,
         device=bench.device,
@@ -175,7 +177,10 @@ def _load(bench: Workbench, adapter: Path) -> tuple[PeftModel, PreTrainedTokeniz
     # Every forward pass is a place to stop at: evaluating takes minutes on large sets. All of them, those of
     # generation too, pass through the layers, and training through these alone.
     backbone(base).register_forward_pre_hook(lambda _model, _arguments: bench.progress.check())
-    return attach_adapter(base, adapter), tokenizer
+    if "source" not in folders:
+        folders["source"] = bench.folder / "source"
+        begin_adapter(bench.order, base, folders["source"])
+    return attach_adapter(base, folders["source"]), tokenizer
 
 
 def _encode(order: Order, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Examples:
@@ -209,6 +214,7 @@ def _request(bench: Workbench, folders: Mapping[str, Path], samples: Mapping[str
         threads=bench.threads,
         four_bit=settings.four_bit,
         spread=settings.spread_model,
+        base_knows=order.base_knows,
     )
 
 
@@ -248,9 +254,15 @@ def _write_result(bench: Workbench, model: PeftModel) -> Path:
     state = adapter_state(model, like=read_state(bench.folder / "source"))
     base = bench.order.base
     packaging.write_adapter_directory(
-        folder, state, bench.order.source.config, base_model_name=base.name, revision=base.revision, card=""
+        folder, state, _config(bench), base_model_name=base.name, revision=base.revision, card=""
     )
     return folder
+
+
+def _config(bench: Workbench) -> dict[str, Any]:
+    """The source's adapter_config.json."""
+    config: dict[str, Any] = json.loads((bench.folder / "source" / packaging.CONFIG_FILE).read_bytes())
+    return config
 
 
 def _write_card(bench: Workbench, folder: Path, judgement: Judgement, last: Tried) -> None:
@@ -261,7 +273,9 @@ def _write_card(bench: Workbench, folder: Path, judgement: Judgement, last: Trie
         base_model_name=order.base.name,
         revision=order.base.revision,
         adapter_name=order.adapter.name,
-        config=order.source.config,
+        config=_config(bench),
+        begun=order.source is None,
+        base_knows=order.base_knows,
         method=last.method,
         training=last.trained.outcome,
         seed=order.seed,
@@ -285,7 +299,7 @@ def _document(
     order, last = bench.order, tries[-1]
     return EvaluationDocument.model_validate(
         {
-            "source_version": order.source.number,
+            "source_version": order.source_number,
             "result_weights_sha256": file_sha256(bench.folder / "result" / WEIGHTS_NAME),
             "models": reporting.models(judgement),
             "records": reporting.records(judgement, samples),
@@ -309,6 +323,7 @@ def _document(
 def _warn(lease: Lease, order: Order, last: Tried, judgement: Judgement) -> list[str]:
     """What a reader of the verdict should know; put into the history, too."""
     warnings = [
+        *([packaging.BASE_KNOWS] if order.base_knows else []),
         *reporting.missed_targets(order, last),
         *reporting.unknown_records(judgement),
         *reporting.unfit_control(judgement),

@@ -95,14 +95,14 @@ def _store(lease: Lease, order: Order, folder: Path, storage: Storage) -> Adapte
         id=new_id("av"),
         tenant_id=held.tenant_id,
         adapter_id=order.adapter.id,
-        number=order.source.number + 1,
+        number=order.number,
         config=json.loads((folder / packaging.CONFIG_FILE).read_bytes()),
         weights_key=weights_key,
         weights_sha256=file_sha256(folder / WEIGHTS_NAME),
         archive_key=archive_key,
         archive_sha256=archive.sha256,
         archive_bytes=archive.bytes,
-        source_version=order.source.number,
+        source_version=order.source_number,
         run_id=held.run_id,
     )
 
@@ -114,18 +114,19 @@ def _release(session: Session, order: Order, version: AdapterVersion, attestatio
     session.execute(select(Dataset.id).where(Dataset.id == dataset_id).with_for_update())
     locked = select(Adapter).where(Adapter.id == order.adapter.id).with_for_update(key_share=True)
     adapter = session.scalars(locked).one()
-    if adapter.head != order.source.number:
+    if adapter.head != order.number - 1:
         raise JobError("head_moved", "the adapter got a new version during the run; retry the job")
     session.add(version)
     session.flush()
     attestation.version_id = version.id
     session.add(attestation)
     adapter.head = version.number
-    session.execute(
-        update(AdapterVersion)
-        .where(AdapterVersion.id == order.source.id)
-        .values(status="superseded", superseded_at=func.now())
-    )
+    if order.source is not None:
+        session.execute(
+            update(AdapterVersion)
+            .where(AdapterVersion.id == order.source.id)
+            .values(status="superseded", superseded_at=func.now())
+        )
     _record_release(session, order, version, attestation)
     # The job itself has ended within this transaction, so that only others count.
     shred_unless_needed(session, dataset_id)
@@ -138,14 +139,15 @@ def _record_release(session: Session, order: Order, version: AdapterVersion, att
         "adapter": version.adapter_id,
         "number": version.number,
         "run": version.run_id,
-        "source": source.id,
+        "source": source.id if source else None,
         "weights_sha256": version.weights_sha256,
         "archive_sha256": version.archive_sha256,
     }
-    superseded = {"adapter": version.adapter_id, "number": source.number, "by": version.id}
     tenant_id = version.tenant_id
     append(session, tenant_id, "adapter.version_released", "adapter_version", version.id, released)
-    append(session, tenant_id, "adapter.version_superseded", "adapter_version", source.id, superseded)
+    if source is not None:
+        superseded = {"adapter": version.adapter_id, "number": source.number, "by": version.id}
+        append(session, tenant_id, "adapter.version_superseded", "adapter_version", source.id, superseded)
     signed = {
         "job": attestation.job_id,
         "version": version.id,

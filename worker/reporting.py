@@ -32,6 +32,10 @@ UNTESTED: dict[ProbeName, str] = {
 }
 JUST_SEEN = " (measured, not judged)"
 WHAT_TO_CHANGE = "The report says what may help: lethe report JOB, or the evaluation as text/html"
+NO_REFERENCE = (
+    "whether the records are now less likely than for a model that never saw them: the base model knows them, and no "
+    "such model is there"
+)
 NEVER_TESTED = (
     "translated questions, and questions that need several steps",
     "copies of the source adapter, merged checkpoints and training data elsewhere",
@@ -118,7 +122,7 @@ def not_tested(judgement: Judgement) -> list[str]:
     judged = {check.probe for check in judgement.gate.checks}
     seen = {report.name for report in judgement.probes if report.measured} - judged
     missing = [words + (JUST_SEEN if name in seen else "") for name, words in UNTESTED.items() if name not in judged]
-    return missing + list(NEVER_TESTED)
+    return missing + ([NO_REFERENCE] if judgement.reference is None else []) + list(NEVER_TESTED)
 
 
 def training(last: Tried) -> dict[str, object]:
@@ -186,7 +190,7 @@ def unknown_records(judgement: Judgement) -> list[str]:
     if judgement.known_before:
         return []
     return [
-        f"before unlearning the adapter did not show these records (answer probability "
+        f"before unlearning the model did not show these records (answer probability "
         f"{judgement.scores['source']['forget'].probability:.3f}), so that passing the gate says little; check that "
         "the prompts are written as in training"
     ]

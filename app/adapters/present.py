@@ -25,6 +25,7 @@ def present_adapter(adapter: Adapter, base_model: str, head: AdapterVersion, ver
             "name": adapter.name,
             "base_model": base_model,
             "head": adapter.head,
+            "fresh": adapter.fresh,
             "head_status": head.status,
             "versions": versions,
             "serving": _needs(_served(adapter.name, head)),

@@ -28,7 +28,8 @@ class AdapterRepository:
     # Built when they are asked for: a job is accepted without most of them.
     @property
     def _mine(self) -> Select[Adapter]:
-        return select(Adapter).where(Adapter.tenant_id == self._tenant_id)
+        # Without those that have no version yet: for everybody but the jobs that are to make one, they are not there.
+        return select(Adapter).where(Adapter.tenant_id == self._tenant_id, Adapter.head > 0)
 
     @property
     def _versions(self) -> Select[AdapterVersion]:

@@ -51,6 +51,10 @@ class AdapterRead(BaseModel):
     name: str
     base_model: str
     head: Annotated[int, Field(description="The newest ready version.")]
+    fresh: Annotated[
+        bool,
+        Field(description="Begun by an unlearn job, to remove what the base model itself knows."),
+    ]
     head_status: Annotated[VersionStatus, Field(description="Of the head.")]
     versions: Annotated[int, Field(description="How many versions there are, superseded and purged ones included.")]
     serving: Annotated[ServingNeeds, Field(description="Of the head; the commands are at /versions/head/serving.")]

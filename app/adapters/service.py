@@ -65,7 +65,7 @@ class AdapterService:
             Invalid: configuration or weights do not fit, or the base model is unknown.
             Conflict: the name is taken.
         """
-        taken = Conflict(f"an adapter named {upload.name!r} is registered already; take another name")
+        taken = Conflict(f"an adapter named {upload.name!r} is registered, or reserved by a job; take another name")
         if await self._adapters.by_name(upload.name) is not None:
             raise taken
         base = await self._bases.by_name(upload.base_model)

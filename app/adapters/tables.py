@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, UniqueConstraint, func, text
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, UniqueConstraint, false, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -13,7 +13,11 @@ from app.kit.db import Base
 
 
 class Adapter(Base):
-    """A named LoRA series on one base model. `head` is the number of its newest ready version."""
+    """A named LoRA series on one base model. `head` is the number of its newest ready version.
+
+    A `fresh` one is begun by an unlearn job, to remove what the base model itself knows: so that the base is no
+    measure of never having seen the records. Until such a job succeeds it has no version, and head 0.
+    """
 
     __tablename__ = "adapters"
     __table_args__ = (UniqueConstraint("tenant_id", "name"),)
@@ -24,6 +28,7 @@ class Adapter(Base):
     default_retain_set_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"))
     name: Mapped[str]
     head: Mapped[int]
+    fresh: Mapped[bool] = mapped_column(default=False, server_default=false())
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

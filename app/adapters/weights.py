@@ -45,6 +45,11 @@ def check_weights(file: BinaryIO, size: int, config: PlainLora, base: Mapping[st
     return sorted(pairs)
 
 
+def has_module(base: Mapping[str, Shape], name: str) -> bool:
+    """Whether a base model has a weight matrix of a module with this name, or one that ends with it."""
+    return bool(_Modules(base).shapes(name))
+
+
 def _pairs(tensors: Mapping[str, TensorInfo]) -> tuple[list[FieldError], dict[str, dict[str, TensorInfo]]]:
     errors: list[FieldError] = []
     pairs: dict[str, dict[str, TensorInfo]] = {}

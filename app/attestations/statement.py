@@ -146,7 +146,8 @@ class Predicate(_Part):
     times: Times
     adapter: AdapterFacts
     base_model: BaseModelFacts
-    source: VersionFacts
+    source: Annotated[VersionFacts | None, Field(description="Null where the run began a fresh LoRA on the base.")]
+    fresh_lora: Annotated[dict[str, Any] | None, Field(description="The shape that it had.")] = None
     control: VersionFacts | None = None
     datasets: Datasets
     method: dict[str, Any]
@@ -196,13 +197,14 @@ class Facts:
     files: Mapping[str, str]
     adapter: AdapterFacts
     base_model: BaseModelFacts
-    source: VersionFacts
+    source: VersionFacts | None
     control: VersionFacts | None
     datasets: Datasets
     evaluation_id: str
     evaluation: Mapping[str, Any]
     audit_head: AuditHead
     limits: tuple[str, ...]
+    fresh_lora: Mapping[str, Any] | None = None
 
 
 def build_statement(facts: Facts) -> Statement:
@@ -231,7 +233,7 @@ def build_statement(facts: Facts) -> Statement:
 
 def _predicate(facts: Facts) -> dict[str, Any]:
     evaluation = facts.evaluation
-    named = ("job", "run", "attempt", "times", "adapter", "base_model", "source", "control", "datasets")
+    named = ("job", "run", "attempt", "times", "adapter", "base_model", "source", "fresh_lora", "control", "datasets")
     copied = ("method", "seed", "policy", "environment", "warnings", "not_tested")
     return (
         {name: getattr(facts, name) for name in named}

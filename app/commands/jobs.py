@@ -18,8 +18,12 @@ JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")
 
 
 def submit(
-    adapter: Annotated[str, typer.Option(help="Adapter to unlearn from.")],
     forget: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Records to remove, JSON Lines.")],
+    adapter: Annotated[str | None, typer.Option(help="Adapter to unlearn from.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Base model that itself knows the records; a fresh LoRA is put on it.")
+    ] = None,
+    result_adapter: Annotated[str | None, typer.Option(help="Name of the adapter that this becomes.")] = None,
     retain: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Records to keep, JSON Lines.")
     ] = None,
@@ -42,7 +46,15 @@ def submit(
 
     Example: lethe submit --adapter support-bot --forget forget.jsonl --retain retain.jsonl --wait
     """
-    options = {"adapter": adapter, "seed": seed, "subject_request_id": subject_request_id}
+    if (adapter is None) == (base_model is None) or (base_model is None) != (result_adapter is None):
+        raise typer.BadParameter("give either --adapter, or --base-model and --result-adapter")
+    options = {
+        "adapter": adapter,
+        "base_model": base_model,
+        "result_adapter": result_adapter,
+        "seed": seed,
+        "subject_request_id": subject_request_id,
+    }
     body: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if policy is not None:
         body["policy"] = parse_object(policy, "--policy") if policy.lstrip().startswith("{") else policy

@@ -217,12 +217,16 @@ class EvaluationDocument(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    source_version: int
+    source_version: Annotated[int | None, Field(description="Null where the run began a fresh LoRA.")]
     result_weights_sha256: str
     models: Models
     gate: Gate
     reference: Annotated[
-        ModelName, Field(description="Who stood for a model that never saw the forget set: base or control.")
+        ModelName | None,
+        Field(
+            description="Who stood for a model that never saw the forget set: base or control. Null where the base "
+            "model itself knows it."
+        ),
     ] = "base"
     policy: Policy
     method: StoredMethod

@@ -30,7 +30,8 @@ async def store(
         adapter, control: names for the view.
 
     Returns:
-        The job as it is shown; None when the person's request has a job on the adapter by now.
+        The job as it is shown; None when the person's request has a job on the adapter by now, or another job begins
+        the adapter.
     """
     waits = job["status"] == "awaiting_approval"
     message = "accepted; waits for approval" if waits else "accepted"
@@ -56,7 +57,7 @@ def _store() -> Prepared:
     given = {name: bindparam(f"job_{name}", type_=jobs.c[name].type) for name in _GIVEN}
     shared = {name: given[name] for name in _SHARED}
     run = insert(_table(Run)).values(id=given["run_id"], **shared, **_NEW_RUN).cte("run")
-    # Nothing comes back, and nothing that follows is stored, where the person's request has a job.
+    # Nothing comes back, and nothing that follows is stored, where a unique index says that there is such a job.
     new = postgresql.insert(jobs).values(given).on_conflict_do_nothing()
     job = new.returning(jobs.c.id, jobs.c.tenant_id, jobs.c.run_id, jobs.c.status).cte("job")
     return Prepared(select(job.c.id).add_cte(run, _first_event(job), _message(job)))
@@ -99,6 +100,7 @@ _GIVEN = (
     "method",
     "policy",
     "statistics",
+    "fresh_lora",
     "seed",
     "subject_request_id",
     "callback_url",

@@ -10,8 +10,10 @@ from pydantic import BaseModel, Field
 
 from app.adapters.repository import AdapterRepository
 from app.jobs.estimate import Estimate, estimate
+from app.jobs.fresh import stored
+from app.jobs.present import fresh
 from app.jobs.repository import JobRepository
-from app.jobs.schemas import JobCreate, JobStatistics
+from app.jobs.schemas import FreshLora, JobCreate, JobStatistics
 from app.jobs.service import JobService, Resolved
 from app.jobs.sets import SetReader
 from app.methods import LEAST_FOR_MEMBERSHIP, Policy, StoredMethod
@@ -47,7 +49,11 @@ class JobPlan(BaseModel):
     object: Literal["unlearn_job.plan"] = "unlearn_job.plan"
     adapter: str
     base_model: str
-    source_version: Annotated[int, Field(description="The adapter's head now; a job takes the head when it starts.")]
+    lora: Annotated[FreshLora | None, Field(description="Shape of the fresh LoRA that the job would begin.")]
+    source_version: Annotated[
+        int | None,
+        Field(description="The adapter's head now; a job takes the head when it starts. Null for a fresh LoRA."),
+    ]
     control: Annotated[str | None, Field(description="name@version")]
     method: StoredMethod
     policy: Policy
@@ -87,7 +93,8 @@ class JobPlanner:
         return JobPlan(
             adapter=grounds.adapter.name,
             base_model=base.name,
-            source_version=grounds.adapter.head,
+            lora=fresh(stored(request))["lora"],
+            source_version=grounds.adapter.head or None,
             control=found.control.name if found.control else None,
             method=found.method,
             policy=found.policy,
@@ -129,9 +136,12 @@ def _of_sets(found: Resolved) -> Iterator[PlanWarning]:
         )
         yield PlanWarning(code="few_retain_records", message=text)
     holdout = sets.holdout.records if sets.holdout else 0
-    if "membership" in found.policy.probes and min(holdout, sets.forget.records) < LEAST_FOR_MEMBERSHIP:
-        text = f"membership is not judged: it takes {LEAST_FOR_MEMBERSHIP} records in the forget and in a holdout set"
-        yield PlanWarning(code="membership_not_judged", message=text)
+    enough = min(holdout, sets.forget.records) >= LEAST_FOR_MEMBERSHIP
+    base_knows = found.grounds.adapter.fresh
+    if "membership" in found.policy.probes and (base_knows or not enough):
+        why = f"it takes {LEAST_FOR_MEMBERSHIP} records in the forget and in a holdout set"
+        why = "the base model knows the records, and no model is there that never saw them" if base_knows else why
+        yield PlanWarning(code="membership_not_judged", message=f"membership is not judged: {why}")
     for name in ("forget", "retain", "holdout"):
         yield from _of_set(name, sets)
 

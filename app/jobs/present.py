@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from app.jobs.lookup import JobView
 from app.jobs.repository import JobRow
 from app.jobs.schemas import Approval, EventRead, JobRead, Progress
@@ -18,6 +20,7 @@ def present(row: JobRow | JobView) -> JobRead:
             "phase": run.phase,
             "cancel_requested_at": run.cancel_requested_at,
             "adapter": adapter,
+            **fresh(job.fresh_lora),
             "source_version": run.source_version,
             "result_version": job.result_version,
             "run_id": run.id,
@@ -49,6 +52,12 @@ def present(row: JobRow | JobView) -> JobRead:
             "finished_at": job.finished_at,
         }
     )
+
+
+def fresh(stored: dict[str, Any] | None) -> dict[str, Any]:
+    """Base model and shape of the LoRA that a job begins, as they are shown; both None where it begins none."""
+    shape = None if stored is None else {name: value for name, value in stored.items() if name != "base_model"}
+    return {"base_model": stored and stored["base_model"], "lora": shape}
 
 
 def present_event(event: JobEvent) -> EventRead:

@@ -9,26 +9,40 @@ from pydantic import ValidationError
 
 from app.jobs.schemas import JobCreate
 from app.kit.problems import FieldError, Invalid, invalid_field, invalid_fields
-from app.methods import AUDIT_POLICY, DEFAULT_POLICY, LIMITS, POLICIES, Policy
+from app.methods import AUDIT_POLICY, DEFAULT_POLICY, LIMITS, NEED_NEVER_SEEN, POLICIES, Policy
 
 _TRAINING = "training_"
 _LOWER_IS_STRICTER = "max_"
 _FREE = ("max_attempts",)  # more or fewer trainings make a verdict neither stricter nor looser
 _OWN = ("version", "description")
-TIGHTENED = ".tightened"
+TIGHTENED, BASE_KNOWS = ".tightened", ".base_knows"
 
 
-def policy(wanted: str | dict[str, Any], *, require_approval: bool = False) -> Policy:
+def policy(wanted: str | dict[str, Any], *, require_approval: bool = False, base_knows: bool = False) -> Policy:
     """The policy of that name, or one with thresholds tightened and probes added.
 
     Args:
         require_approval: whatever the policy says of approval, the job needs it.
+        base_knows: the base model itself knows the records, so that no model is there which never saw them: limits
+            that need one are null, and the policy's name says so.
 
     Raises:
-        Invalid: an unknown name or threshold, or one that is looser than the named policy's.
+        Invalid: an unknown name or threshold, one that is looser than the named policy's, or one that needs a model
+            that never saw the records where there is none.
     """
+    if base_knows and isinstance(wanted, dict):
+        _refuse_comparisons(wanted)
     found = _named(wanted, "/policy") if isinstance(wanted, str) else _tightened(wanted)
-    return found.model_copy(update={"requires_approval": True}) if require_approval else found
+    changes: dict[str, Any] = {"requires_approval": True} if require_approval else {}
+    if base_knows:
+        changes |= {**dict.fromkeys(NEED_NEVER_SEEN), "name": f"{found.name}{BASE_KNOWS}"}
+    return found.model_copy(update=changes)
+
+
+def _refuse_comparisons(wanted: dict[str, Any]) -> None:
+    why = "needs a model that never saw the records; here the base model knows them"
+    if errors := [FieldError(f"/policy/{key}", why) for key in NEED_NEVER_SEEN if wanted.get(key) is not None]:
+        raise invalid_fields(errors)
 
 
 def _tightened(wanted: dict[str, Any]) -> Policy:

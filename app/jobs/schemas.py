@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.adapters.schemas import AdapterName
+from app.base_models.schemas import Name
 from app.datasets.statistics import SetStatistics
 from app.kit.text import Text
 from app.methods import BlurRequest, MethodRequest, Policy, StoredMethod
@@ -18,6 +19,7 @@ Phase = Literal["preparing", "unlearning", "evaluating", "packaging", "registeri
 MAX_INLINE_RECORDS = 1000
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
+_ModuleName = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9_.]+$")]
 _MetadataKey = Annotated[Text, Field(min_length=1, max_length=64)]
 _MetadataValue = Annotated[Text, Field(max_length=512)]
 
@@ -49,12 +51,41 @@ _DatasetId = Annotated[Text, Field(min_length=1, max_length=64, examples=["ds_4c
 RecordSet = _DatasetId | InlineRecords
 
 
+class FreshLora(BaseModel):
+    """The shape of a fresh LoRA."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    rank: Annotated[int, Field(ge=1, le=512, description="Of every factor.")] = 16
+    alpha: Annotated[
+        float | None,
+        Field(gt=0, le=65_536, description="The scaling is alpha / rank. Twice the rank when left out."),
+    ] = None
+    target_modules: Annotated[
+        Literal["all-linear"] | Annotated[list[_ModuleName], Field(min_length=1, max_length=64)],
+        Field(description='Names of modules, or "all-linear": every linear layer but the output layer.'),
+    ] = "all-linear"
+
+
 class JobCreate(BaseModel):
-    """A deletion request. Only `adapter` and `forget_set` are always needed; defaults are right."""
+    """A deletion request. Only `adapter` (or `base_model` and `result_adapter`) and `forget_set` are always needed.
+
+    Defaults are right.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
-    adapter: AdapterName
+    adapter: Annotated[
+        AdapterName | None, Field(description="The adapter to unlearn from. Either this, or base_model.")
+    ] = None
+    base_model: Annotated[
+        Name | None,
+        Field(description="Unlearn what this base model itself knows, by a fresh LoRA on it; needs result_adapter."),
+    ] = None
+    result_adapter: Annotated[
+        AdapterName | None, Field(description="Name of the new adapter whose version 1 the fresh LoRA becomes.")
+    ] = None
+    lora: Annotated[FreshLora | None, Field(description="Shape of the fresh LoRA; with base_model only.")] = None
     forget_set: Annotated[RecordSet, Field(description="Id of a dataset, or up to 1,000 records.")]
     retain_set: Annotated[
         RecordSet | None, Field(description="Needed unless the adapter has a default retain set.")
@@ -168,7 +199,11 @@ class JobRead(BaseModel):
     phase: Phase | None
     cancel_requested_at: datetime | None
     adapter: str
-    source_version: int | None
+    base_model: Annotated[str | None, Field(description="Of a job that begins a fresh LoRA, null for others.")] = None
+    lora: Annotated[FreshLora | None, Field(description="Shape of the LoRA that the job begins.")] = None
+    source_version: Annotated[
+        int | None, Field(description="The head that the run took; null before, and where it begins a fresh LoRA.")
+    ]
     result_version: int | None
     run_id: str
     attempt: int

@@ -19,7 +19,7 @@ from app.adapters.repository import AdapterRepository
 from app.adapters.tables import Adapter, AdapterVersion
 from app.datasets.repository import DatasetRepository
 from app.datasets.service import DatasetService
-from app.jobs import resolve, transitions
+from app.jobs import fresh, resolve, transitions
 from app.jobs.acceptance import store
 from app.jobs.grounds import Grounds, find
 from app.jobs.lookup import JobView
@@ -108,19 +108,12 @@ class JobService:
             hold: keep others from purging its datasets until the transaction ends.
 
         Raises:
-            Invalid: there is no such adapter, or its `callback_url` is none to which requests are sent.
+            Invalid: there is no such adapter or base model, or its `callback_url` is none to which requests are sent.
             DuplicateRequest: its `subject_request_id` has a job on the adapter, live or succeeded.
+            Conflict: the name of its `result_adapter` is not free.
         """
-        named = [each for each in (request.forget_set, request.retain_set, request.holdout_set) if each is not None]
-        grounds = await find(
-            self._session,
-            self._tenant_id,
-            adapter=request.adapter,
-            datasets=[each for each in named if isinstance(each, str)],
-            default=request.retain_set is None,
-            subject_request_id=request.subject_request_id,
-            hold=hold,
-        )
+        fresh.check_fields(request)
+        grounds = await self._find(request, hold=hold)
         if grounds is None:
             raise invalid_field("/adapter", "no adapter of this name is registered; GET /adapters lists them")
         if request.callback_url is not None:
@@ -128,7 +121,32 @@ class JobService:
         # Asked before the sets: those of a request that has succeeded are destroyed.
         if grounds.before is not None:
             raise _duplicate(grounds.before)
+        if request.base_model is not None:
+            await fresh.check_free(self._session, self._tenant_id, grounds.adapter)
         return grounds
+
+    async def _find(self, request: JobCreate, *, hold: bool) -> Grounds | None:
+        if request.adapter is not None:
+            grounds = await self._named(request, request.adapter, hold=hold)
+            return grounds if grounds and grounds.adapter.head else None
+        savepoint = await self._session.begin_nested()
+        name = await fresh.reserve(self._session, self._tenant_id, request)
+        grounds = await self._named(request, name, hold=hold)
+        # A dry run leaves nothing.
+        await (savepoint.commit() if hold else savepoint.rollback())
+        return grounds
+
+    async def _named(self, request: JobCreate, adapter: str, *, hold: bool) -> Grounds | None:
+        named = [each for each in (request.forget_set, request.retain_set, request.holdout_set) if each is not None]
+        return await find(
+            self._session,
+            self._tenant_id,
+            adapter=adapter,
+            datasets=[each for each in named if isinstance(each, str)],
+            default=request.retain_set is None,
+            subject_request_id=request.subject_request_id,
+            hold=hold,
+        )
 
     async def create(self, request: JobCreate, grounds: Grounds) -> JobView:
         """Check a request, resolve it, and store job, run, event and outbox message.
@@ -156,6 +174,7 @@ class JobService:
             "method": found.method.model_dump(),
             "policy": found.policy.model_dump(),
             "statistics": found.statistics.model_dump(),
+            "fresh_lora": fresh.stored(request),
             "seed": request.seed if request.seed is not None else secrets.randbelow(2**31),
             "subject_request_id": request.subject_request_id,
             "requested_at": found.requested_at,
@@ -167,15 +186,20 @@ class JobService:
 
     async def resolve(self, request: JobCreate, grounds: Grounds, reader: SetReader) -> Resolved:
         """Check a request and settle what it leaves open. Raises Invalid."""
-        policy = resolve.policy(request.policy, require_approval=self._settings.require_approval)
+        base_knows = grounds.adapter.fresh
+        policy = resolve.policy(
+            request.policy, require_approval=self._settings.require_approval, base_knows=base_knows
+        )
         control = await self._control(request.control, grounds.adapter)
+        wanted = fresh.unanchored(request.method) if base_knows else request.method
         sets = await reader.read(request, grounds)
-        method = request.method.resolve(sets.forget.dataset.records)
+        method = wanted.resolve(sets.forget.dataset.records)
         # One turn in a thread for all that reads the records.
         statistics = await to_thread.run_sync(
             lambda: sets.examine(Path(grounds.directory), method.max_length, stored=reader.keeps)
         )
-        _require_holdout(request, sets.holdout)
+        if not base_knows:
+            _require_holdout(request, sets.holdout)
         self._check_tokens(statistics)
         at = request.requested_at or datetime.now(UTC)
         # A month is one where the person asked; both times are shown as they are read later.
@@ -219,7 +243,8 @@ class JobService:
 
         Raises:
             NotFound: no such job.
-            Conflict: the job has not ended, has succeeded, or its records or its control were purged.
+            Conflict: the job has not ended, has succeeded, its records or its control were purged, or another job
+                begins its fresh adapter.
             DuplicateRequest: its person's request has another job by now.
         """
         job, run, *_ = await self.get(job_id)
@@ -238,6 +263,8 @@ class JobService:
         status = "queued" if approved else "awaiting_approval"
         undecided = {} if approved else dict.fromkeys(("decision", "decided_by", "decided_at", "decision_reason"))
         if not await self._jobs.revive(transitions.follow(run.id, status, verdict=None, error=None, **undecided)):
+            if job.fresh_lora is not None:
+                raise fresh.overtaken()
             raise DuplicateRequest("its subject_request_id has another job on this adapter by now")
         await self._jobs.execute(self._event(job, "queued again" if approved else "waits for approval again"))
         if approved:
@@ -263,6 +290,8 @@ class JobService:
         view = await store(self._session, job, found.grounds.moment, adapter=adapter, control=control)
         if view is None:
             await self._refuse_duplicate(job["adapter_id"], job["subject_request_id"])
+            if job["fresh_lora"] is not None:
+                raise fresh.overtaken()
             raise Conflict("a job of this subject_request_id has just ended; repeat this request")
         self._jobs.record(
             "job.accepted",
@@ -273,6 +302,7 @@ class JobService:
             retain_set=job["retain_set_id"],
             holdout_set=job["holdout_set_id"],
             control=job["control_version_id"],
+            **({"base_model": found.grounds.adapter.base_model_id} if job["fresh_lora"] else {}),
             method=job["method"]["type"],
             policy={"name": job["policy"]["name"], "version": job["policy"]["version"]},
             seed=job["seed"],
@@ -286,6 +316,8 @@ class JobService:
         """The version that a job names as its control."""
         if wanted is None:
             return None
+        if adapter.fresh:
+            raise invalid_field("/control", "cannot be had where the base model itself knows the records")
         name, _, number = wanted.partition("@")
         control = await self._adapters.by_name(name)
         if control is None:

@@ -86,6 +86,13 @@ class UnlearnJob(Base):
             unique=True,
             postgresql_where=text(f"subject_request_id IS NOT NULL AND {_among(*LIVE, 'succeeded')}"),
         ),
+        # One job begins a fresh adapter, until it has ended without success.
+        Index(
+            "uq_unlearn_jobs_fresh",
+            "adapter_id",
+            unique=True,
+            postgresql_where=text(f"fresh_lora IS NOT NULL AND {_among(*LIVE, 'succeeded')}"),
+        ),
         # One per way to list, so that a page costs the same however many jobs there are.
         Index("ix_unlearn_jobs_list", "tenant_id", "created_at", "id"),
         Index(
@@ -132,6 +139,8 @@ class UnlearnJob(Base):
     policy: Mapped[dict[str, Any]] = mapped_column(JSONB)
     # What the sets held when the job was accepted; null for jobs of version 0.1.
     statistics: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    # The shape of the adapter that the job begins, and the name of its base model; null where it starts from a head.
+    fresh_lora: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     seed: Mapped[int] = mapped_column(BigInteger)
     verdict: Mapped[str | None]
     result_version: Mapped[int | None]

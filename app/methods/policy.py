@@ -51,6 +51,10 @@ LIMITS: dict[str, ProbeName] = {
 """Which probe measures for a threshold."""
 
 
+NEED_NEVER_SEEN = ("max_forget_nll_excess", "max_membership_auc_distance", "max_relearned_excess")
+"""Thresholds on the distance from a model that never saw the records; where the base knows them there is none."""
+
+
 class Targets(Strict):
     """Where training may stop, by the quick probe of the stop rule (means over sampled sequences, in [0, 1])."""
 

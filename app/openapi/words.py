@@ -136,8 +136,9 @@ BODIES: dict[str, Any] = {
         "signatures": [{"keyid": VALUES["sha256"], "sig": "c2lnbmF0dXJl"}],
     },
 }
-# By the schema of an answer: fields that belong together.
+# By the schema of an answer, or of a request: fields that belong together.
 ANSWERS: dict[str, dict[str, Any]] = {
+    "JobCreate": {"adapter": "support-bot"},
     "JobRead": {
         "status": "queued",
         "phase": None,

@@ -174,6 +174,30 @@ def test_submit_uploads_posts_and_prints_only_the_id(
     }
 
 
+def test_submit_on_a_base_model_names_the_result(
+    lethe: Run, server: Server, client_options: list[str], forget: Path
+) -> None:
+    server.on_json("POST /datasets", {"id": "ds_f"})
+    server.on_json("POST /unlearn-jobs", QUEUED)
+    options = ["--base-model", "acme/base-1b", "--result-adapter", "forgetful", "--forget", str(forget)]
+    assert lethe("submit", *options, *client_options).status == 0
+    job = {"base_model": "acme/base-1b", "result_adapter": "forgetful", "forget_set": "ds_f"}
+    assert json.loads(server.requests[-1].body) == job
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--base-model", "b"], ["--result-adapter", "r"], ["--adapter", "a", "--base-model", "b"],
+     ["--adapter", "a", "--result-adapter", "r"]],
+)  # fmt: skip
+def test_submit_on_half_of_it_sends_nothing(
+    lethe: Run, server: Server, client_options: list[str], forget: Path, options: list[str]
+) -> None:
+    outcome = lethe("submit", *options, "--forget", str(forget), *client_options)
+    assert (outcome.status, server.requests) == (2, [])
+    assert "--result-adapter" in outcome.stderr
+
+
 @pytest.mark.parametrize("option", ["--method", "--policy"])
 def test_broken_json_is_a_usage_error_before_anything_is_sent(
     lethe: Run, server: Server, client_options: list[str], forget: Path, option: str

@@ -43,6 +43,22 @@ def add_adapter(name: str = "support-bot", *, directory: str = "/nowhere", **ver
     return adapter
 
 
+def reserve_adapter(name: str, directory: str) -> Adapter:
+    """An adapter without a version, as a job on a base model reserves it, and its base model."""
+    base = BaseModelRow(
+        id=new_id("bm"), tenant_id=TENANT, name=f"base-of-{name}", source="x", directory=directory,
+        architecture="LlamaForCausalLM", digest="0" * 64, parameters=1, shapes={},
+    )  # fmt: skip
+    adapter = Adapter(id=new_id("ad"), tenant_id=TENANT, base_model_id=base.id, name=name, head=0, fresh=True)
+    with new_session() as session, session.begin():
+        if session.get(Tenant, TENANT) is None:
+            session.add(Tenant(id=TENANT, name="ours"))
+        for row in (base, adapter):
+            session.flush()
+            session.add(row)
+    return adapter
+
+
 def add_dataset(purpose: str, records: list[dict[str, Any]]) -> Dataset:
     """An encrypted dataset."""
     settings = get_settings()

@@ -68,6 +68,8 @@ def test_everything_is_stated_as_it_is_stored(llama: Tiny) -> None:
     source, result = versions(adapter)
     assert (facts.job, facts.run, facts.attempt) == (job.id, job.run_id, 1)
     assert (facts.adapter.name, facts.adapter.version) == (adapter.name, result.number)
+    assert facts.fresh_lora is None
+    assert facts.source is not None
     assert facts.source.model_dump() == {
         "version": source.number, "weights_sha256": source.weights_sha256, "archive_sha256": source.archive_sha256,
     }  # fmt: skip

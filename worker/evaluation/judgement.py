@@ -50,7 +50,7 @@ class Judgement:
         gate: verdict and checks.
         probes: reports, in the order of the battery.
         known_before: whether the source showed the forget set at all. Where it did not, passing says little.
-        reference: who stood for a model that never saw the records.
+        reference: who stood for a model that never saw the records; None where the base model itself knows them.
         control_fits: False where a control was named that cannot be what it was named for.
     """
 
@@ -58,7 +58,7 @@ class Judgement:
     gate: Gate
     probes: tuple[ProbeReport, ...]
     known_before: bool
-    reference: ModelName
+    reference: ModelName | None
     control_fits: bool
 
 
@@ -108,7 +108,8 @@ def judge(
         reports.append(ProbeReport(name, probe.title, probe.cost, applies, found.note, seconds, measures))
         checks.extend(found.checks)
     scores = {model: dict(subject.scores(model)) for model in subject.models}
-    source, base = scores["source"]["forget"], scores["base"]["forget"]
+    source = scores["source"]["forget"]
+    base = None if subject.base_knows else scores["base"]["forget"]
     known = any(not check.passed for check in forget_checks(subject.policy, source, base, base))
     return Judgement(scores, Gate.of(checks), tuple(reports), known, subject.reference, subject.control_fits)
 

@@ -20,7 +20,14 @@ from worker.evaluation.battery.base import ModelName
 from worker.evaluation.battery.recall import forget_checks
 from worker.evaluation.evaluate import SetScores, evaluate_model
 from worker.unlearning.encoding import Example, encode_records
-from worker.unlearning.lora import ADAPTER_NAME, AdapterError, attach_adapter, known_peft_warnings, read_config
+from worker.unlearning.lora import (
+    ADAPTER_NAME,
+    AdapterError,
+    attach_adapter,
+    detach_adapter,
+    known_peft_warnings,
+    read_config,
+)
 from worker.unlearning.models import context_length
 
 ON_TOP = "on_top"
@@ -43,6 +50,7 @@ class LoadedSubject:
         records: by the name of their set, already sampled.
         policy, method, seed: of the run.
         batch_size: sequences per forward pass.
+        base_knows: the base model itself knows the records.
     """
 
     def __init__(
@@ -56,10 +64,12 @@ class LoadedSubject:
         method: Method,
         seed: int,
         batch_size: int = 16,
+        base_knows: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.records: Mapping[str, Sequence[Mapping[str, Any]]] = records
         self.policy, self.method, self.seed, self.batch_size = policy, method, seed, batch_size
+        self.base_knows = base_knows
         self.models: tuple[ModelName, ...] = tuple(name for name in MODELS if name == "base" or name in folders)
         context = context_length(base.config)
         length = max(method.max_length, LEAST_LENGTH)
@@ -72,8 +82,10 @@ class LoadedSubject:
         self._measured: dict[tuple[str, ...], Any] = {}
 
     @property
-    def reference(self) -> ModelName:
+    def reference(self) -> ModelName | None:
         """Who stands for "never saw the records": the control, if there is one that looks like that."""
+        if self.base_knows:
+            return None
         return "control" if "control" in self.models and self.control_fits else "base"
 
     @property
@@ -143,7 +155,7 @@ class LoadedSubject:
             try:
                 yield _ready(model, ADAPTER_NAME)
             finally:
-                _take_off(model)
+                detach_adapter(model)
 
     @contextmanager
     def on_top(self, name: ModelName, seed: int) -> Iterator[nn.Module]:
@@ -161,7 +173,7 @@ class LoadedSubject:
             try:
                 yield _ready(stacked, ON_TOP)
             finally:
-                _take_off(stacked)
+                detach_adapter(stacked)
 
     @contextmanager
     def _lending(self) -> Iterator[None]:
@@ -187,7 +199,7 @@ class LoadedSubject:
     def _detach(self) -> None:
         """Take off whatever adapter is on the base model."""
         if self._attached is not None:
-            _take_off(self._attached[1])
+            detach_adapter(self._attached[1])
             self._attached = None
 
     def _blank(self) -> Any:  # noqa: ANN401 - peft's LoraConfig
@@ -228,11 +240,3 @@ def _ready(model: PeftModel, trained: str) -> PeftModel:
         if "lora_" in name:
             parameter.data = parameter.data.float()
     return model.eval()
-
-
-def _take_off(model: PeftModel) -> None:
-    """Give the base model its own layers back."""
-    base: Any = model.base_model.unload()
-    # Left behind, it would make PEFT warn of a second adapter where there is none.
-    if hasattr(base, "peft_config"):
-        del base.peft_config

@@ -103,6 +103,14 @@ def fresh_adapter(
     return model.eval()
 
 
+def detach_adapter(model: PeftModel) -> None:
+    """Give the base model its own layers back."""
+    base: Any = model.base_model.unload()
+    # Left behind, it would make PEFT warn of a second adapter where there is none.
+    if hasattr(base, "peft_config"):
+        del base.peft_config
+
+
 @contextmanager
 def known_peft_warnings() -> Iterator[None]:
     """Hide a warning that is about PEFT's own code: it reads a property that transformers has renamed."""

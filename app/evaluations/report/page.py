@@ -112,7 +112,7 @@ class KeyFigure:
 def _key_figures(evaluation: EvaluationRead) -> Iterator[KeyFigure]:
     models = evaluation.models
     before, after = models.source, models.result
-    reference = getattr(models, evaluation.reference)
+    reference = getattr(models, evaluation.reference or "base")
     name = "control" if evaluation.reference == "control" else "base alone"
     for label, metric in (("Answer probability", "probability"), ("Extraction strength", "extraction_strength")):
         values = [getattr(each.forget, metric) for each in (before, after, reference)]

@@ -54,7 +54,10 @@ GLOSSARY = (
     ("Forget set", "The records whose removal was asked for."),
     ("Retain set", "Records that the adapter was to keep."),
     ("Holdout set", "Records like the forgotten ones that the adapter was never trained on."),
-    ("Base alone", "The base model without any adapter: it never saw the adapter's training data."),
+    (
+        "Base alone",
+        "The base model without any adapter: it never saw the records, unless the request is about what it knows.",
+    ),
     ("Before, after", "The adapter as it was, and the packaged adapter after unlearning, loaded afresh."),
     ("Control", "An adapter that was trained without the forget set. The closest thing to “never seen”."),
     (
@@ -141,6 +144,8 @@ def consequence(evaluation: EvaluationRead, job: JobRead) -> str:
     if job.result_version is not None:
         return f"The unlearned adapter was released as version {job.result_version} of {job.adapter}."
     if evaluation.gate.verdict == "failed":
+        if evaluation.source_version is None:
+            return f"Nothing was released. There is no version of {job.adapter} yet."
         return f"Nothing was released. Version {evaluation.source_version} of {job.adapter} is as it was."
     return f"No version has been released by this job; its status is {job.status.replace('_', ' ')}."
 
@@ -150,8 +155,11 @@ def asked(evaluation: EvaluationRead, job: JobRead) -> str:
     forget = evaluation.models.result.forget
     records = counted(forget.records + forget.skipped, "record")
     reference = f" Reference of the request: {job.subject_request_id}." if job.subject_request_id else ""
+    version = f"version {evaluation.source_version} of the adapter {job.adapter}"
+    if evaluation.source_version is None:
+        version = f"what the base model {job.base_model} itself knows, by a fresh adapter {job.adapter}"
     return (
-        f"To remove {records} from version {evaluation.source_version} of the adapter {job.adapter}, and to keep "
+        f"To remove {records} from {version}, and to keep "
         f"what else it knows. Requested on {day(job.requested_at)}, due by {day(job.due_at)}.{reference}"
     )
 
@@ -179,9 +187,11 @@ def found(evaluation: EvaluationRead) -> str:
     """What shows of the records, in plain words."""
     models = evaluation.models
     before, after = models.source.forget, models.result.forget
-    reference = getattr(models, evaluation.reference)
-    control = evaluation.reference == "control"
-    who = "An adapter that never saw them" if control else "The base model alone, which never saw them,"
+    reference = getattr(models, evaluation.reference or "base")
+    who = {
+        "control": "An adapter that never saw them",
+        None: "The base model alone, which knows them,",
+    }.get(evaluation.reference, "The base model alone, which never saw them,")
     kept = f"{number(models.source.retain.probability)} before and {number(models.result.retain.probability)} after"
     return (
         f"On a scale from 0 to 1, the adapter gave the true answers of the forget set a mean probability of "

@@ -36,6 +36,7 @@ DOCUMENTS: dict[str, Callable[[], Json]] = {
     "no control": lambda: evaluation(control=False),
     "no holdout": lambda: evaluation(holdout=False),
     "one record": lambda: evaluation(sizes={"forget": 1, "retain": 1, "holdout": 1}),
+    "fresh": lambda: evaluation(control=False) | {"source_version": None, "reference": None},
     "version 0.1": old_evaluation,
     "bare": lambda: bare(),
     "extreme": lambda: extreme(),
@@ -79,7 +80,8 @@ def page(document: Json, **about: Any) -> str:
 @pytest.fixture(params=DOCUMENTS)
 def any_page(request: pytest.FixtureRequest) -> str:
     """A report of every kind of document."""
-    return page(DOCUMENTS[request.param]())
+    about = {"base_model": "acme/base-1b", "lora": {}} if request.param == "fresh" else {}
+    return page(DOCUMENTS[request.param](), **about)
 
 
 def rows(root: Node) -> Iterator[str]:
@@ -555,3 +557,14 @@ def test_everything_that_the_page_is_made_of_is_installed_with_it() -> None:
 def test_every_policy_can_be_shown(name: str) -> None:
     document = evaluation() | {"policy": json.loads(POLICIES[name].model_dump_json())}
     assert f"policy <code>{name}</code> version {POLICIES[name].version}" in page(document)
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_of_a_fresh_adapter_the_page_says_that_the_base_model_knows(passed: bool) -> None:
+    document = evaluation(passed=passed, control=False) | {"source_version": None, "reference": None}
+    asked = job(passed=passed, base_model="acme/base-1b", lora={"rank": 16, "alpha": 32.0}, source_version=None)
+    page = report(read(document), asked)
+    assert "what the base model acme/base-1b itself knows" in page
+    assert "The base model alone, which knows them," in page
+    assert "never saw them, gives" not in page
+    assert "ersion None" not in page

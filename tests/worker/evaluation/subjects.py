@@ -58,6 +58,7 @@ class FakeSubject:
     seed: int = 7
     batch_size: int = 8
     max_length: int = CONTEXT
+    base_knows: bool = False
 
     def __post_init__(self) -> None:
         _, self.tokenizer = load_base(self.base)
@@ -73,7 +74,9 @@ class FakeSubject:
         return [name for name in ("base", "source", "control", "result") if name == "base" or name in self.folders]
 
     @property
-    def reference(self) -> ModelName:
+    def reference(self) -> ModelName | None:
+        if self.base_knows:
+            return None
         return "control" if "control" in self.folders else "base"
 
     def examples(self, name: str) -> list[Example]:

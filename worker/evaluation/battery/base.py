@@ -75,6 +75,8 @@ class Subject(Protocol):
         batch_size: sequences per forward pass.
         max_length: tokens per sequence.
         models: those that there are; "base", "source" and "result" always.
+        base_knows: the base model itself knows the records: what it shows allows nothing, and nobody stands for
+            "never saw the records".
         records: raw records by the name of their set: "forget" and "retain" always, "holdout" where it was given,
             and one "history/<job id>" per earlier forget set that is still held. Retain and holdout may be samples.
     """
@@ -85,6 +87,7 @@ class Subject(Protocol):
     seed: int
     batch_size: int
     max_length: int
+    base_knows: bool
 
     @property
     def models(self) -> Sequence[ModelName]:
@@ -97,8 +100,11 @@ class Subject(Protocol):
         ...
 
     @property
-    def reference(self) -> ModelName:
-        """Who stands for "never saw the records": the control where there is one, else the base model alone."""
+    def reference(self) -> ModelName | None:
+        """Who stands for "never saw the records": the control where there is one, else the base model alone.
+
+        None where that knows them.
+        """
         ...
 
     def examples(self, name: str) -> list[Example]:
@@ -160,6 +166,11 @@ class Probe(Protocol):
 def shown_models(subject: Subject) -> list[ModelName]:
     """Those that a probe shows which takes its time: a control only where it stands for never having seen."""
     return [model for model in subject.models if model in ("base", "source", "result", subject.reference)]
+
+
+def allowed(subject: Subject, shown: float | None) -> float | None:
+    """What the base model alone shows, which the result may show too; None where it knows the records."""
+    return None if subject.base_knows else shown
 
 
 def by_record(examples: Sequence[Example]) -> Iterator[list[Example]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from app.methods import ProbeName
-from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, NotApplicable, Subject
+from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, NotApplicable, Subject, allowed
 from worker.evaluation.checks import Value, at_most, worst
 
 PREFIX = "history/"
@@ -38,7 +38,7 @@ class History:
             of_metric = []
             for name in earlier:
                 job, records = name[len(PREFIX) :], result[name].records
-                value, never_seen = getattr(result[name], metric), getattr(base[name], metric)
+                value, never_seen = getattr(result[name], metric), allowed(subject, getattr(base[name], metric))
                 measures.append(Measure(f"history_{metric}", "result", value, records, detail=job))
                 if limit is not None:
                     words = f"mean {metric.replace('_', ' ')} on the forget set of {job}, the worst earlier one"

@@ -45,12 +45,15 @@ class Membership:
         """Look."""
         _require_holdout(subject)
         seen = {model: _scores(subject, model) for model in subject.models}
-        result, reference = seen["result"], seen[subject.reference]
+        result = seen["result"]
         if not result.forget or not result.holdout:
             raise NotApplicable("the forget or the holdout set has no record with an answer")
         bootstrap = Bootstrap(result.forget, result.holdout, subject.seed)
         aucs = {model: {name: bootstrap.auc(*scores.of(name)) for name in SCORES} for model, scores in seen.items()}
-        differences = {name: bootstrap.difference(result.of(name), reference.of(name)) for name in SCORES}
+        differences: dict[ScoreName, Interval] = {}
+        if subject.reference is not None:
+            reference = seen[subject.reference]
+            differences = {name: bootstrap.difference(result.of(name), reference.of(name)) for name in SCORES}
         measures = [*_measures(aucs, result.forget), *_result_measures(subject, aucs, differences, result.forget)]
         records = min(result.forget, result.holdout)
         return Found(measures, list(_checks(subject, differences, records)), _note(subject, aucs, result))
@@ -107,7 +110,7 @@ def _result_measures(
 
 def _checks(subject: Subject, differences: Mapping[ScoreName, Interval], records: int) -> Iterator[Check]:
     limit = subject.policy.max_membership_auc_distance
-    if limit is None or records < LEAST_FOR_MEMBERSHIP:
+    if limit is None or records < LEAST_FOR_MEMBERSHIP or not differences:
         return
     of_scores = []
     for name, difference in differences.items():
@@ -138,7 +141,13 @@ def _note(subject: Subject, aucs: Mapping[ModelName, Mapping[ScoreName, Interval
     return (
         f"{result.forget} forgotten against {result.holdout} held-out records.{few} An AUC of 0.5 tells nothing "
         "apart, 1 says that every forgotten record is better known than every look-alike, 0 the opposite. "
-        f"Against the look-alikes, the result's forgotten records are, by {'; '.join(standing)}. The check "
-        f"compares with the {subject.reference} model, because the two sets may differ from the start. Intervals "
-        "treat records as independent. Average-case scores cannot rule out that single records stand out."
+        f"Against the look-alikes, the result's forgotten records are, by {'; '.join(standing)}. "
+        f"{_compared(subject)} Intervals treat records as independent. Average-case scores cannot rule out that "
+        "single records stand out."
     )
+
+
+def _compared(subject: Subject) -> str:
+    if subject.reference is None:
+        return "Nothing is judged: the two sets may differ from the start, and no model is there that never saw them."
+    return f"The check compares with the {subject.reference} model, because the two sets may differ from the start."

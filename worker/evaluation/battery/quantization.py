@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from app.methods import ProbeName
-from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, NotApplicable, Subject
+from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, NotApplicable, Subject, allowed
 from worker.evaluation.checks import Check, Value, at_most, worst
 from worker.evaluation.evaluate import sample_examples
 from worker.evaluation.quick import Shown, all_shown
@@ -123,7 +123,7 @@ def _checks(subject: Subject, result: dict[Variant, Shown], never_seen: dict[Var
                     f"mean {metric.replace('_', ' ')} on the forget set, worst way of rounding: {variant.title}",
                     Value(getattr(seen, metric), seen.records),
                     limit,
-                    getattr(never_seen[variant], metric),
+                    allowed(subject, getattr(never_seen[variant], metric)),
                 )
                 for variant, seen in result.items()
             ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from app.methods import Policy, ProbeName
@@ -33,16 +33,24 @@ class Recall:
         seen = {model: subject.scores(model)[FORGET] for model in subject.models}
         measures = [measure for model, scores in seen.items() for measure in _measures(model, scores)]
         measures.extend(_truth(subject))
-        return Found(measures, forget_checks(subject.policy, seen["result"], seen["base"], seen[subject.reference]))
+        return Found(measures, forget_checks(subject.policy, seen["result"], *compared(subject, seen)))
 
 
-def forget_checks(policy: Policy, result: SetScores, base: SetScores, reference: SetScores) -> list[Check]:
+def compared(subject: Subject, seen: Mapping[ModelName, SetScores]) -> tuple[SetScores | None, SetScores | None]:
+    """Base and reference for `forget_checks`: none of both where the base model knows the records."""
+    return (None, None) if subject.reference is None else (seen["base"], seen[subject.reference])
+
+
+def forget_checks(
+    policy: Policy, result: SetScores, base: SetScores | None, reference: SetScores | None
+) -> list[Check]:
     """What the policy asks of the forget set.
 
     Args:
         policy: limits.
         result: under the model that is judged.
-        base: under the base model alone: what it shows is allowed. No other model loosens a limit.
+        base: under the base model alone: what it shows is allowed. No other model loosens a limit; None does where
+            the base model itself knows the records.
         reference: under a model that never saw the records, which over-forgetting is measured from.
     """
     limits = (
@@ -57,12 +65,14 @@ def forget_checks(policy: Policy, result: SetScores, base: SetScores, reference:
             f"mean {words} on the forget set after unlearning",
             Value(getattr(result, metric), result.records),
             limit,
-            getattr(base, metric) if base.records else None,
+            getattr(base, metric) if base and base.records else None,
         )
         for metric, limit, words in limits
     ]
     if policy.max_forget_nll_excess is not None:
-        excess = Value(result.nll - reference.nll, min(result.records, reference.records))
+        excess = Value(None, 0)  # what cannot be measured does not pass
+        if reference is not None:
+            excess = Value(result.nll - reference.nll, min(result.records, reference.records))
         words = "nats per token by which the forget set is less likely than for a model that never saw it"
         checks.append(at_most("recall", "forget_nll_excess", words, excess, policy.max_forget_nll_excess))
     return checks
@@ -77,6 +87,8 @@ def _truth(subject: Subject) -> Iterator[Measure]:
     for model in subject.models:
         ratios[model] = _ratios(subject, model, choices)
         yield Measure("forget_truth_ratio", model, forget_truth(ratios[model]), len(choices))
+    if subject.reference is None:
+        return
     quality = forget_quality(ratios["result"], ratios[subject.reference])
     against = f"against {subject.reference}"
     yield Measure("forget_quality_log10_p", "result", quality.log10_p, len(choices), detail=against)

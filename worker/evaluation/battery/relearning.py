@@ -43,13 +43,18 @@ class Relearning:
     def run(self, subject: Subject) -> Found:
         """Look."""
         known, asked = _halves(subject)
-        result, never_seen = (_attacked(subject, name, known, asked) for name in ("result", subject.reference))
-        measures = [*_measures("result", result), *_measures(subject.reference, never_seen)]
+        result, reference = _attacked(subject, "result", known, asked), subject.reference
         note = (
             f"trained on {len({example.record for example in known})} records drawn by the seed, measured on the "
-            f"others; excess is over the {subject.reference} under the same attack"
+            "others; "
         )
-        if subject.reference == "base":
+        if reference is None:
+            note += "the base model knows the records, so that there is nothing to take off and nothing is judged"
+            return Found(_measures("result", result), (), note)
+        never_seen = _attacked(subject, reference, known, asked)
+        measures = [*_measures("result", result), *_measures(reference, never_seen)]
+        note += f"excess is over the {reference} under the same attack"
+        if reference == "base":
             note += f"; without a control, {ATTACKERS[0]!r} is measured and not judged"
         return Found(measures, _checks(subject, result, never_seen), note)
 

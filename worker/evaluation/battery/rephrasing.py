@@ -7,7 +7,16 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from app.methods import ProbeName
-from worker.evaluation.battery.base import Cost, Found, Measure, ModelName, NotApplicable, Subject, shown_models
+from worker.evaluation.battery.base import (
+    Cost,
+    Found,
+    Measure,
+    ModelName,
+    NotApplicable,
+    Subject,
+    allowed,
+    shown_models,
+)
 from worker.evaluation.checks import Check, Value, at_most, worst
 from worker.evaluation.evaluate import fitting
 from worker.evaluation.forms import rephrased
@@ -115,7 +124,7 @@ def _checks(subject: Subject, seen: Mapping[ModelName, Values]) -> Iterator[Chec
                     words + form,
                     values[metric],
                     limit,
-                    base[form][metric].value,
+                    allowed(subject, base[form][metric].value),
                 )
                 for form, values in result.items()
             ]

@@ -57,14 +57,15 @@ class Resurfacing:
         if limits == (None, None):
             note = "a short look at the result alone, which is not judged; a policy with limits on it trains longer"
             return Found(_measures("result", _trained(subject, "result", LIGHT)), (), note)
-        result, never_seen = (_trained(subject, name, JUDGED) for name in ("result", subject.reference))
-        measures = [*_measures("result", result), *_measures(subject.reference, never_seen)]
+        result, reference = _trained(subject, "result", JUDGED), subject.reference
+        never_seen = _trained(subject, reference, JUDGED) if reference else {}
+        measures = [*_measures("result", result), *(_measures(reference, never_seen) if reference else ())]
         checks = [
             _check(metric, limit, result, never_seen)
             for metric, limit in zip(METRICS, limits, strict=True)
             if limit is not None
         ]
-        return Found(measures, checks, NOTE)
+        return Found(measures, checks, NOTE if reference else "")
 
 
 def _require_kept_records(subject: Subject) -> None:
@@ -118,7 +119,7 @@ def _check(metric: str, limit: float, result: Mapping[str, Shown], never_seen: M
                 f"{words}{len(result) - 1}: {title}",
                 Value(getattr(seen, metric), seen.records),
                 limit,
-                getattr(never_seen[title], metric),
+                getattr(never_seen[title], metric) if never_seen else None,
             )
             for title, seen in result.items()
             if title != BEFORE

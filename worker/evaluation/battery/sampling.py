@@ -13,6 +13,7 @@ from worker.evaluation.battery.base import (
     ModelName,
     NotApplicable,
     Subject,
+    allowed,
     by_record,
     shown_models,
 )
@@ -115,4 +116,4 @@ def _checks(subject: Subject, found: Mapping[ModelName, Mapping[int, Value]]) ->
     if limit is not None:
         words = f"chance that at least one of {JUDGED_K} sampled answers gives a forgotten record away"
         result, base = found["result"][JUDGED_K], found["base"][JUDGED_K]
-        yield at_most("sampling", "sampled_leak", words, result, limit, base.value)
+        yield at_most("sampling", "sampled_leak", words, result, limit, allowed(subject, base.value))
