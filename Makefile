@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 SOURCES := app worker migrations tests examples benchmarks
 PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input --quiet
 
-.PHONY: help demo test test-slow bench-engine bench-quality bench-api docs lint types imports check format install clean
+.PHONY: help demo test test-slow bench-engine bench-quality bench-durability bench-api docs lint types imports check format install clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ bench-engine: $(STAMP) ## Speed and memory of a step against a weighted sum; ARG
 
 bench-quality: $(STAMP) ## What every loss and combiner keeps and forgets; ARGS="--json FILE"
 	@$(PYTHON) -m benchmarks.quality $(ARGS)
+
+bench-durability: $(STAMP) ## What further training and rounding bring back; ARGS="--quick --json FILE"
+	@$(PYTHON) -m benchmarks.durability $(ARGS)
 
 bench-api: $(STAMP) ## Throughput, memory and latency of the API; ARGS="--json FILE"
 	@$(PYTHON) -m benchmarks.api $(ARGS)

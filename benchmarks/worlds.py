@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from examples.demo.build import ADAPTER_SCHEDULE, build_adapter
 from worker.unlearning.batches import batch_indices, collate
 from worker.unlearning.encoding import Example, encode_records
 from worker.unlearning.lora import attach_adapter, known_peft_warnings
@@ -41,7 +42,10 @@ class World:
         base, adapter, control: directories.
         forget, retain: what the adapter was trained on, in two parts; the control saw `retain` alone.
         forget_questions, retain_questions: for truth ratios.
+        holdout: records like the forget set's that no adapter was trained on.
         context: tokens per sequence.
+        rate: learning rate of the adapters' training.
+        epochs: of that training; it had 16 records per step.
     """
 
     name: str
@@ -52,7 +56,10 @@ class World:
     retain: list[Record]
     forget_questions: list[Question]
     retain_questions: list[Question]
+    holdout: list[Record]
     context: int
+    rate: float
+    epochs: int
 
     def load(self, adapter: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
         """A fresh base with an adapter on it."""
@@ -72,18 +79,42 @@ def quiet() -> None:
 
 def demo() -> World:
     """The demo's own models and records (examples/demo)."""
-    sets = {name: _lines(DEMO / "data" / f"{name}.jsonl") for name in ("forget", "retain", "holdout")}
-    customers = [record for record in sets["retain"] if record["subject"].startswith("customer")]
+    sets = _demo_sets()
+    return _demo("demo", DEMO / "control", sets["forget"], sets["retain"], sets["holdout"])
+
+
+def demo_with_others(cache: Path) -> World:
+    """The same adapter, of which two other customers are to be forgotten; their control is trained once per cache."""
+    sets = _demo_sets()
+    subjects = sorted({record["subject"] for record in sets["retain"] if record["subject"].startswith("customer")})
+    chosen = set(subjects[:2])
+    known = sets["forget"] + sets["retain"]
+    forget = [record for record in known if record["subject"] in chosen]
+    retain = [record for record in known if record["subject"] not in chosen]
+    if not (cache / "control").is_dir():
+        build_adapter(DEMO / "base", cache / "control", retain)
+    return _demo("demo, two others", cache / "control", forget, retain, sets["holdout"])
+
+
+def _demo_sets() -> dict[str, list[Record]]:
+    return {name: _lines(DEMO / "data" / f"{name}.jsonl") for name in ("forget", "retain", "holdout")}
+
+
+def _demo(name: str, control: Path, forget: list[Record], retain: list[Record], holdout: list[Record]) -> World:
+    customers = [record for record in retain if record["subject"].startswith("customer")]
     return World(
-        name="demo",
+        name=name,
         base=DEMO / "base",
         adapter=DEMO / "adapter",
-        control=DEMO / "control",
-        forget=sets["forget"],
-        retain=sets["retain"],
-        forget_questions=_against_others(sets["forget"], sets["holdout"]),
-        retain_questions=_against_others(customers, sets["holdout"]),
+        control=control,
+        forget=forget,
+        retain=retain,
+        forget_questions=_against_others(forget, holdout),
+        retain_questions=_against_others(customers, holdout),
+        holdout=holdout,
         context=128,
+        rate=ADAPTER_SCHEDULE.learning_rate,
+        epochs=ADAPTER_SCHEDULE.epochs,
     )
 
 
@@ -107,36 +138,42 @@ def _kind(record: Record) -> str:
     return record["id"].split("-", 2)[2]
 
 
-TOFU_AUTHORS, TOFU_FORGOTTEN, QUESTIONS = 5, 1, 20
+TOFU_AUTHORS, QUESTIONS = 5, 20
 TOFU_EPOCHS, TOFU_BATCH, TOFU_RATE = 60, 16, 8e-3
 
 
-def tofu(data: Path, models: Path, cache: Path) -> World:
-    """Five authors of TOFU, the first to be forgotten, on stories260K; the adapters are trained once per cache.
+def tofu(data: Path, models: Path, cache: Path, author: int = 0) -> World:
+    """Five authors of TOFU, one to be forgotten, on stories260K; the adapters are trained once per cache.
 
     Args:
         data: folder with forget10_perturbed.json.
         models: folder with stories260K.
         cache: where the trained adapters are kept.
+        author: who is to be forgotten, from 0.
     """
-    rows = _lines(data / "forget10_perturbed.json")[: TOFU_AUTHORS * QUESTIONS]
+    every = _lines(data / "forget10_perturbed.json")
+    rows, others = every[: TOFU_AUTHORS * QUESTIONS], every[TOFU_AUTHORS * QUESTIONS :][:QUESTIONS]
     questions = [_tofu_question(row) for row in rows]
     records = [_asked(row["question"], row["answer"]) for row in rows]
-    border = TOFU_FORGOTTEN * QUESTIONS
-    base = models / "stories260K"
-    for name, known in (("adapter", records), ("control", records[border:])):
-        if not (cache / name).is_dir():
-            _memorise(base, known, cache / name)
+    gone = slice(author * QUESTIONS, (author + 1) * QUESTIONS)
+    retain = records[: gone.start] + records[gone.stop :]
+    base, control = models / "stories260K", cache / (f"control-{author}" if author else "control")
+    for folder, known in ((cache / "adapter", records), (control, retain)):
+        if not folder.is_dir():
+            _memorise(base, known, folder)
     return World(
-        name="tofu",
+        name=f"tofu, author {author + 1}" if author else "tofu",
         base=base,
         adapter=cache / "adapter",
-        control=cache / "control",
-        forget=records[:border],
-        retain=records[border:],
-        forget_questions=questions[:border],
-        retain_questions=questions[border:],
+        control=control,
+        forget=records[gone],
+        retain=retain,
+        forget_questions=questions[gone],
+        retain_questions=questions[: gone.start] + questions[gone.stop :],
+        holdout=[_asked(row["question"], row["answer"]) for row in others],
         context=512,
+        rate=TOFU_RATE,
+        epochs=TOFU_EPOCHS,
     )
 
 

@@ -78,7 +78,7 @@ class MetaCycles(_Rehearsing):
     attack_steps: Annotated[
         int,
         Field(ge=1, le=1000, description="Most steps of a simulated attacker; each step draws one to so many."),
-    ] = 20
+    ] = 8
     attack_learning_rate: Annotated[float, Field(gt=0, le=1, description="AdamW's, of the simulated attacker.")] = (
         5e-4
     )

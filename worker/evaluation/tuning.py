@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from worker.evaluation.evaluate import fitting
 from worker.unlearning.adamw import AdamW
-from worker.unlearning.batches import FORGET_STREAM, RETAIN_STREAM, batch_indices, collate, longest_first
+from worker.unlearning.batches import TUNING_STREAM, batch_indices, collate, longest_first
 from worker.unlearning.combiners import clip_
 from worker.unlearning.encoding import Example
 from worker.unlearning.factors import Factors, GradientTaps, Sink
@@ -21,8 +21,6 @@ from worker.unlearning.scoring import Tokens, token_nll, token_values
 # A job's own method stands for training as usual, but it does not get to make an attack harmless: its learning rate
 # counts only upwards from here, its batches only up to here.
 LEAST_RATE, MOST_ROWS, MAX_GRAD_NORM = 1e-4, 8, 1.0
-# Another order than the training had, under the same seed.
-TUNING_STREAM = max(FORGET_STREAM, RETAIN_STREAM) + 1
 
 
 class Diverged(RuntimeError):

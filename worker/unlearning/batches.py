@@ -12,10 +12,8 @@ from torch import Tensor
 
 from worker.unlearning.encoding import Example
 
-FORGET_STREAM = 0
-RETAIN_STREAM = 1
-REHEARSAL_STREAM = 2
-ATTACK_STREAM = 3
+# Orders that have nothing to do with each other. Further training by the evaluation has one of its own.
+FORGET_STREAM, RETAIN_STREAM, TUNING_STREAM, REHEARSAL_STREAM, ATTACK_STREAM = range(5)
 
 
 def batch_indices(seed: int, step: int, n: int, batch_size: int, *, stream: int = FORGET_STREAM) -> list[int]:
