@@ -259,7 +259,8 @@ def main() -> None:
     """Measure, print, and write."""
     arguments = parse()
     worlds.quiet()
-    print(f"{platform.machine()}, {arguments.threads} thread(s), torch {torch.__version__}")
+    machine = {"processor": platform.machine(), "threads": arguments.threads, "torch": torch.__version__}
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(HEADER)
     found: list[dict[str, Any]] = []
     with worlds.threads(arguments.threads):
@@ -267,7 +268,11 @@ def main() -> None:
             found.append(row)
             print(line([row]), flush=True)
             if arguments.json:
-                arguments.json.write_text("".join(json.dumps(each) + "\n" for each in found))
+                document = {
+                    "machine": machine,
+                    "command": " ".join(["python -m benchmarks.durability", *sys.argv[1:]]),
+                }
+                arguments.json.write_text(json.dumps(document | {"rows": found}, indent=1) + "\n")
     print("\nmedians over seeds\n" + HEADER)
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in found:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny, encode
 from worker.evaluation import tuning as module
 from worker.evaluation.quick import shown
-from worker.evaluation.tuning import TUNING_STREAM, Diverged, Tuner, Tuning
-from worker.unlearning.batches import Batch, batch_indices
+from worker.evaluation.tuning import Diverged, Tuner, Tuning
+from worker.unlearning.batches import TUNING_STREAM, Batch, batch_indices
 from worker.unlearning.models import hidden_states
 from worker.unlearning.step import label_nll
 
