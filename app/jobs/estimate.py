@@ -107,7 +107,8 @@ def _first_stop(method: Method, forget_records: int) -> int:
         return method.steps
     if method.schedule.type == "stretch":
         return method.stop.every
-    return first_point(method.schedule, math.ceil(forget_records / method.forget_batch_size))
+    once = math.ceil(forget_records / method.forget_batch_size)
+    return first_point(method.schedule, min(once, method.steps))  # what lies beyond the last step is not looked for
 
 
 def _measured(method: Method, attempts: int, steps: Span, runs: Sequence[EarlierRun]) -> Span:

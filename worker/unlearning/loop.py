@@ -255,7 +255,7 @@ class _Run:
     def _first_point(self) -> int:
         """No point counts before every forget record was trained on once and a rehearsal showed what comes back."""
         once = math.ceil(len(self._forget) / self._method.forget_batch_size)
-        return first_point(self._method.schedule, once)
+        return first_point(self._method.schedule, min(once, self._method.steps + 1))  # beyond the last step: never
 
     def _is_probed(self, place: Place, stop: StopAtTargets) -> bool:
         """Whether a probe follows the step that was just taken: now and then, or where the schedule turns."""
