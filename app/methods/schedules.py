@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 from typing import Annotated, Literal
@@ -22,14 +23,26 @@ class Phase:
     length: int | None
 
 
+@dataclass(frozen=True)
+class Course:
+    """Phases that come once, then others again and again."""
+
+    first: tuple[Phase, ...]
+    again: tuple[Phase, ...]
+
+    def phases(self) -> Iterator[Phase]:
+        """All of them, without end where they are not."""
+        return chain(self.first, cycle(self.again))
+
+
 class Stretch(Strict):
     """One stretch: every step forgets and retains."""
 
     type: Literal["stretch"] = "stretch"
 
-    def phases(self) -> Iterator[Phase]:
+    def course(self) -> Course:
         """One without end."""
-        yield Phase("forgetting", None)
+        return Course((), (Phase("forgetting", None),))
 
     def planned_steps(self) -> int | None:
         """As many as the forget set asks for."""
@@ -57,9 +70,9 @@ class Cycles(_Rehearsing):
         int, Field(ge=1, le=1000, description='Cycles for which "auto" steps suffice; a last stretch follows them.')
     ] = 8
 
-    def phases(self) -> Iterator[Phase]:
+    def course(self) -> Course:
         """Cycles without end."""
-        return cycle(self._cycle())
+        return Course((), self._cycle())
 
     def planned_steps(self) -> int:
         """All cycles and the last stretch."""
@@ -83,14 +96,13 @@ class MetaCycles(_Rehearsing):
         5e-4
     )
 
-    def phases(self) -> Iterator[Phase]:
+    def course(self) -> Course:
         """The cycles, then rounds without end."""
-        rounds = cycle((Phase("simulation", self.simulation_steps), self._cycle()[1]))
-        return chain(self._cycle() * self.cycles, rounds)
+        return Course(self._cycle() * self.cycles, (Phase("simulation", self.simulation_steps), self._cycle()[1]))
 
     def planned_steps(self) -> int:
         """All cycles and rounds."""
-        return sum(phase.length or 0 for phase in islice(self.phases(), 2 * (self.cycles + self.rounds) - 1))
+        return sum(phase.length or 0 for phase in islice(self.course().phases(), 2 * (self.cycles + self.rounds) - 1))
 
 
 Schedule = Annotated[
@@ -125,8 +137,9 @@ class Place:
 
 def place_of(step: int, schedule: Schedule) -> Place:
     """Where a step is, counted from 0: a pure function, so that a run can go on from any step."""
-    before = {"forgetting": 0, "simulation": 0, "rehearsal": 0}
-    for phase in schedule.phases():
+    course = schedule.course()
+    before, phases = _whole_turns(step, course)
+    for phase in phases:
         passed = sum(before.values())
         if phase.length is None or step < passed + phase.length:
             break
@@ -138,6 +151,24 @@ def place_of(step: int, schedule: Schedule) -> Place:
     return Place(phase.kind, index, phase.length, forgotten + index, rehearsed)
 
 
+def _whole_turns(step: int, course: Course) -> tuple[Counter[StepKind], Iterator[Phase]]:
+    """Steps by kind up to a turn of the course in which a step is, or to its start, and what comes from there."""
+    first, turn = _steps_of(course.first), _steps_of(course.again)
+    beyond = step - first.total()
+    if beyond < 0 or not turn.total():
+        return Counter(), course.phases()
+    turns = beyond // turn.total()
+    whole = Counter({kind: turns * steps for kind, steps in turn.items()})
+    return first + whole, iter(course.again)
+
+
+def _steps_of(phases: Iterable[Phase]) -> Counter[StepKind]:
+    found: Counter[StepKind] = Counter()
+    for phase in phases:
+        found[phase.kind] += phase.length or 0
+    return found
+
+
 def first_point(schedule: Schedule, once: int) -> int:
     """The first step after which a point may be kept: a rehearsal has shown what comes back, where there are any.
 
@@ -145,7 +176,7 @@ def first_point(schedule: Schedule, once: int) -> int:
         once: how many forgetting steps, simulations among them, train on every forget record once.
     """
     taken, left, rehearsed = 0, once, isinstance(schedule, Stretch)
-    phases = schedule.phases()
+    phases = schedule.course().phases()
     while left > 0 or not rehearsed:
         phase = next(phases)
         length = left if phase.length is None else phase.length
@@ -161,7 +192,7 @@ def first_point(schedule: Schedule, once: int) -> int:
 def sequences_per_step(schedule: Schedule, steps: int, forget_batch: int, retain_batch: int) -> float:
     """Sequences that a step passes over, forward and backward, on average over the first so many steps."""
     total, left = 0.0, steps
-    for phase in schedule.phases():
+    for phase in schedule.course().phases():
         taken = left if phase.length is None else min(left, phase.length)
         each: float = retain_batch if phase.kind == "rehearsal" else forget_batch + retain_batch
         if phase.kind == "simulation" and isinstance(schedule, MetaCycles):

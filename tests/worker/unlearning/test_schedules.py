@@ -83,6 +83,13 @@ def test_places_count_what_was_done_before_them(schedule: Any) -> None:
         assert place.ends == (course[step] != place_of(step + 1, schedule).kind[0])
 
 
+def test_a_place_after_many_turns_is_found_without_taking_them() -> None:
+    turns = 10**15
+    place = place_of(5 * turns + 3, CYCLES)
+    assert (place.kind, place.index) == ("rehearsal", 1)
+    assert (place.forgotten, place.rehearsed) == (2 * turns + 2, 3 * turns + 1)
+
+
 @pytest.mark.parametrize(("schedule", "course"), [(CYCLES, "ffrrrffrrrff"), (META, "ffrrsssrrsss")])
 def test_automatic_steps_suffice_for_the_plan_and_end_with_forgetting(schedule: Any, course: str) -> None:
     request = METHOD_REQUEST.validate_python({"schedule": schedule.model_dump()})
