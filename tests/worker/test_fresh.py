@@ -205,7 +205,7 @@ def test_a_shut_gate_releases_nothing(knows: Path) -> None:
 
 def test_the_same_seed_begins_and_makes_the_same_adapter(llama: Tiny) -> None:
     made = []
-    for name in ("one", "two"):
+    for name in ("one", "another"):
         adapter = reserve_adapter(name, str(llama.base))
         run(fresh_job(adapter, method=SHORT))
         made.append(archive_of(versions(adapter)[0])[WEIGHTS_NAME])
