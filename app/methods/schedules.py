@@ -172,6 +172,8 @@ def _steps_of(phases: Iterable[Phase]) -> Counter[StepKind]:
 def first_point(schedule: Schedule, once: int) -> int:
     """The first step after which a point may be kept: a rehearsal has shown what comes back, where there are any.
 
+    No probe shows what an attacker would bring back, so that all rounds against simulated ones are taken before.
+
     Args:
         once: how many forgetting steps, simulations among them, train on every forget record once.
     """
@@ -186,7 +188,7 @@ def first_point(schedule: Schedule, once: int) -> int:
             length = min(length, left) if rehearsed else length
             left -= length
         taken += length
-    return taken
+    return max(taken, schedule.planned_steps()) if isinstance(schedule, MetaCycles) else taken
 
 
 def sequences_per_step(schedule: Schedule, steps: int, forget_batch: int, retain_batch: int) -> float:
