@@ -16,7 +16,7 @@ import httpx
 import pytest
 from sqlalchemy import Engine, text
 
-from app.data_keys.scrub import scrub
+from app.data_keys.scrub import NotScrubbed, scrub
 from app.embedded.data_directory import DataDirectory
 from app.kit.crypto import CryptoError, KeyRing, WrappedKey, decrypt_stream
 from tests.integration import remains
@@ -112,6 +112,14 @@ def in_clear(engine: Engine, data_dir: Path, canaries: Canaries, since: float) -
     return remains.find_in_database(engine, canaries.run) | remains.find_in_files(folders, forms, since)
 
 
+def scrubbed(engine: Engine) -> bool:
+    """Whether a scrub removed everything: one that meets others in the way claims nothing and is tried again."""
+    try:
+        return scrub(engine).log == "removed"
+    except NotScrubbed:
+        return False
+
+
 Keys = dict[tuple[str, str], WrappedKey]
 
 
@@ -175,7 +183,7 @@ def test_no_record_is_ever_in_clear_and_after_its_purge_no_key_opens_it(
         assert http.delete(f"/datasets/{dataset_id}").status_code == 204
     eventually(lambda: not any(dataset_id in key for key in blobs(data_dir) for _, dataset_id in keys))
     eventually(lambda: not checkpoints.exists())
-    assert scrub(engine).log == "removed"
+    eventually(lambda: scrubbed(engine))
     assert in_clear(engine, data_dir, canaries, since) == set()
 
     # What is left: no living key opens the copy, and the destroyed ones are in no file, log or row any more.
