@@ -268,11 +268,8 @@ def main() -> None:
             found.append(row)
             print(line([row]), flush=True)
             if arguments.json:
-                document = {
-                    "machine": machine,
-                    "command": " ".join(["python -m benchmarks.durability", *sys.argv[1:]]),
-                }
-                arguments.json.write_text(json.dumps(document | {"rows": found}, indent=1) + "\n")
+                document = {"machine": machine, "seeds": arguments.seeds, "rows": found}
+                arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     print("\nmedians over seeds\n" + HEADER)
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in found:

@@ -111,3 +111,8 @@ def test_every_decision_has_the_five_headings() -> None:
     for path in decisions:
         headings = re.findall(r"^## (.*)$", path.read_text(), re.MULTILINE)
         assert headings == ["Context", "Decision", "Consequences", "Alternatives", "References"], path.name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").iterdir()), ids=lambda path: path.name)
+def test_results_name_no_place_of_the_machine_that_measured_them(path: Path) -> None:
+    assert re.findall(r'["\s](?:/[\w.-]+){2,}', path.read_text()) == []
