@@ -18,6 +18,7 @@ def test_what_a_test_wrote_is_gone_and_the_database_is_lent_again(databases: Dat
         engine = make_engine(url)
         with Session(engine) as session, session.begin():
             assert session.scalar(text("SELECT count(*) FROM audit_entries")) == 0
+            assert session.scalar(text("SELECT nextval(pg_get_serial_sequence('job_events', 'id'))")) == 1
             session.add(Tenant(id="ten_x", name="x"))
             session.flush()
             append(session, "ten_x", "dataset.purged", "dataset", "ds_1")

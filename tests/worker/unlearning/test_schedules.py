@@ -29,7 +29,7 @@ from tests.worker.unlearning.engine import Notes, load, sets
 from worker.unlearning.batches import attack_indices
 from worker.unlearning.loop import learning_rate_at, unlearn
 from worker.unlearning.probe import Probe, Shown
-from worker.unlearning.step import Attack, Stepper
+from worker.unlearning.step import SCALARS, Attack, Stepper
 from worker.unlearning.stopping import StopRule
 
 CYCLES = Cycles(forget_steps=2, rehearsal_steps=3, cycles=2)
@@ -191,6 +191,18 @@ def test_an_attack_that_breaks_off_leaves_the_factors_too(stepper: Stepper, monk
     with stepper.computing(), pytest.raises(StopIteration):
         stepper.step([0], [0], 1e-2, Attack([[0], [1]], [2], 1e-2))
     assert torch.equal(factors_of(stepper), start)
+
+
+def test_a_step_against_an_attack_forgets_along_the_mean_of_both_gradients(stepper: Stepper) -> None:
+    attack = Attack([[0], [1]], [2], 1e-2)
+    with stepper.computing():
+        simulated = stepper._gradient_after(attack)
+        stepper._accumulate([0, 1], [0, 1])
+        mean = (stepper._gradients[0] + simulated) / 2
+        retain = stepper._gradients[1].clone()
+        scalars = dict(zip(SCALARS, stepper.step([0, 1], [0, 1], 1e-3, attack).tolist(), strict=True))
+    assert scalars["forget_squared"] == pytest.approx(float(mean.dot(mean)), rel=1e-4)
+    assert scalars["product"] == pytest.approx(float(mean.dot(retain)), rel=1e-3, abs=1e-6)
 
 
 def test_an_attacker_learns_the_answers_that_it_trains_on(stepper: Stepper) -> None:
