@@ -37,10 +37,10 @@ from worker.evaluation.loaded import LoadedSubject
 from worker.evaluation.membership import auc
 from worker.evaluation.quick import shown
 from worker.unlearning.encoding import Example
+from worker.unlearning.likelihood import sequence_nll
 from worker.unlearning.loop import Outcome, unlearn
 from worker.unlearning.lora import adapter_state, read_state
 from worker.unlearning.models import load_base, pad_id
-from worker.unlearning.step import sequence_nll
 
 METHODS: dict[str, dict[str, Any]] = {
     "stretch": {"schedule": {"type": "stretch"}},

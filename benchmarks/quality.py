@@ -32,10 +32,10 @@ from benchmarks import worlds
 from benchmarks.utility import forget_quality, measure_utility, truth_ratios
 from benchmarks.worlds import World
 from worker.unlearning.encoding import Example
+from worker.unlearning.likelihood import sequence_nll
 from worker.unlearning.loop import UnlearningError, Watcher, unlearn
 from worker.unlearning.models import pad_id
 from worker.unlearning.probe import Shown, look, sample
-from worker.unlearning.step import sequence_nll
 
 SLACK = 0.03  # extraction strength above the control's
 PROBE_EVERY = 10

@@ -20,8 +20,8 @@ from app.methods import BlurMethod, NpoLoss
 from benchmarks.engine_models import Case
 from worker.unlearning.batches import Batch, collate
 from worker.unlearning.encoding import Example
+from worker.unlearning.likelihood import sequence_nll
 from worker.unlearning.models import Head, hidden_states, pad_id
-from worker.unlearning.step import sequence_nll
 
 
 def npo_beta(method: BlurMethod) -> float:

@@ -38,9 +38,9 @@ from transformers import (
 from app.methods import BlurMethod
 from tests.worker.judges import JudgeHere
 from worker.unlearning.encoding import Example, encode_records
+from worker.unlearning.likelihood import label_nll
 from worker.unlearning.lora import attach_adapter, known_peft_warnings
 from worker.unlearning.models import load_base
-from worker.unlearning.step import label_nll
 
 VOCABULARY = 384
 CONTEXT = 96

@@ -1,7 +1,7 @@
 """One optimizer step, from a batch to the update of the factors. Read `Stepper.step` from top to bottom.
 
-The two losses are in losses/, the rule that combines their gradients in blur.py (and what it is compared with in
-combiners.py), the optimizer in adamw.py.
+What a step draws from is in levels.py, the two losses are in losses/, the rule that combines their gradients in
+blur.py (and what it is compared with in combiners.py), the optimizer in adamw.py.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from transformers import PreTrainedTokenizerBase
 
 from app.methods import Method, NllLoss
 from worker.unlearning.adamw import AdamW
-from worker.unlearning.batches import Batch, by_length, collate, longest_first
+from worker.unlearning.batches import Batch, by_length, collate
 from worker.unlearning.combiners import Combined, build_combiner, clip_
 from worker.unlearning.encoding import Example
 from worker.unlearning.factors import FactorError, Factors, GradientTaps, MixedRows, Sink, without_adapters
+from worker.unlearning.levels import Group, Item, LossSet, groups_of, items_of
+from worker.unlearning.likelihood import label_nll
 from worker.unlearning.losses import Loss, Rows, StepSize, build_loss
 from worker.unlearning.models import (
     Head,
@@ -35,12 +37,9 @@ from worker.unlearning.models import (
     output_layer,
     pad_id,
 )
-from worker.unlearning.refusals import refuse
-from worker.unlearning.scoring import Tokens, anchored, label_scores, token_nll, token_values
+from worker.unlearning.scoring import Tokens, anchored, label_scores, token_values
 
 _Result = TypeVar("_Result")
-Item = tuple[Example, ...]
-"""The sequences of one forget or retain example: itself, and its refusal where the loss wants one."""
 
 # Where one concatenated pass is at least as fast as two (benchmarks/engine.py).
 ONE_PASS_DEVICES = ("cuda", "cpu")
@@ -60,37 +59,6 @@ SCALARS = (
 
 
 @dataclass(frozen=True)
-class LossSet:
-    """One of the two levels: its loss, its sequences, and what is known of them under the source adapter.
-
-    Attributes:
-        loss: what is minimised.
-        items: every example that may be drawn.
-        source_nll: (items, sequences per item) float32, summed label NLL in nats.
-        anchors: of each item, (labels,) NLL that its tokens are drawn to; None without an anchor.
-    """
-
-    loss: Loss
-    items: list[Item]
-    source_nll: Tensor
-    anchors: list[Tensor] | None = None
-
-    def anchor(self, chosen: Sequence[int]) -> Tensor | None:
-        """Of these items' labels, one after the other: (labels,)."""
-        return None if self.anchors is None else torch.cat([self.anchors[index] for index in chosen])
-
-    def size(self, chosen: Sequence[int]) -> StepSize:
-        """Of the step that these items make up."""
-        tokens = sum(len(example.labels) for index in chosen for example in self.items[index])
-        return StepSize(len(chosen), tokens)
-
-    def parts(self, chosen: Sequence[int], most: int) -> list[list[int]]:
-        """The items in micro-batches of similar length."""
-        lengths = [max(len(example.input_ids) for example in self.items[index]) for index in chosen]
-        return [[chosen[i] for i in part] for part in longest_first(lengths, most)]
-
-
-@dataclass(frozen=True)
 class Attack:
     """Somebody who trains on some of the forget set, and what of the rest it is tried on.
 
@@ -103,26 +71,6 @@ class Attack:
     batches: list[list[int]]
     held_out: list[int]
     learning_rate: float
-
-
-@dataclass(frozen=True)
-class _Group:
-    """One level's share of a micro-batch.
-
-    Attributes:
-        number: 0 forget, 1 retain.
-        level: loss and references.
-        chosen: items, as indices into ``level.items``.
-        examples: their sequences, one row each.
-        rows, labels: where the rows and the labels are in the batch.
-    """
-
-    number: int
-    level: LossSet
-    chosen: Sequence[int]
-    examples: Sequence[Example]
-    rows: slice
-    labels: slice
 
 
 class Stepper:
@@ -165,7 +113,7 @@ class Stepper:
         self.micro_batch_size = whole if method.micro_batch_size == "auto" else method.micro_batch_size
         with self.computing():
             # What is known under the source adapter is computed once, by the same code that trains.
-            items = _items(forget_loss, forget, tokenizer, seed, self._longest())
+            items = items_of(forget_loss, forget, tokenizer, seed, self._longest())
             anchors = self.halving(lambda: self._anchors(items))
             self.forget = self.halving(lambda: self._level(forget_loss, items, anchors))
             self.retain = self.halving(lambda: self._level(retain_loss, [(example,) for example in retain], None))
@@ -309,7 +257,7 @@ class Stepper:
         losses: list[Tensor],
     ) -> None:
         """Forward and backward over forget rows, retain rows, or both in one concatenated batch."""
-        groups = _groups(pair, sets)
+        groups = groups_of(pair, sets)
         examples = [example for group in groups for example in group.examples]
         batch = collate(examples, self._pad).to(self.factors.device)
         sinks = [Sink(group.rows, self._views[group.number]) for group in groups]
@@ -325,7 +273,7 @@ class Stepper:
                 totals.append(total)
             torch.stack(totals).sum().backward()  # type: ignore[no-untyped-call]
 
-    def _values(self, group: _Group, batch: Batch, hidden: Tensor, at_layer: Tensor, source: Tensor | None) -> Tensor:
+    def _values(self, group: Group, batch: Batch, hidden: Tensor, at_layer: Tensor, source: Tensor | None) -> Tensor:
         """The loss's value of each label of the group: (labels,)."""
         loss, labels = group.level.loss, batch.labels[group.labels].to(hidden.device)
         anchor = group.level.anchor(group.chosen)
@@ -340,7 +288,7 @@ class Stepper:
         tokens = Tokens(labels, reference, drawn, loss.reversible, self._source_head)
         return token_values(self._head, hidden[group.labels], tokens, loss.token_values)
 
-    def _rows(self, group: _Group, batch: Batch) -> Rows:
+    def _rows(self, group: Group, batch: Batch) -> Rows:
         """What the loss may know of the group's sequences."""
         device = self.factors.device
         lengths = torch.tensor([float(len(example.labels)) for example in group.examples])
@@ -369,7 +317,7 @@ class Stepper:
         return hidden, at_labels(caught[0], batch)
 
     @torch.no_grad()
-    def _source_hidden(self, batch: Batch, groups: Sequence[_Group]) -> Tensor | None:
+    def _source_hidden(self, batch: Batch, groups: Sequence[Group]) -> Tensor | None:
         """Last hidden states under the source adapter, for losses that compare with its logits."""
         if self._source is None or not any(group.level.loss.needs_source_logits for group in groups):
             return None
@@ -432,21 +380,6 @@ class Stepper:
         return min(self.method.max_length, context) if context else self.method.max_length
 
 
-def _groups(pair: Sequence[Sequence[int]], sets: tuple[LossSet, LossSet]) -> list[_Group]:
-    """The levels that a micro-batch holds, and where their rows and labels are in it."""
-    groups: list[_Group] = []
-    row = label = 0
-    for number, chosen in enumerate(pair):
-        if not chosen:
-            continue
-        level = sets[number]
-        examples = [example for index in chosen for example in level.items[index]]
-        next_row, next_label = row + len(examples), label + sum(len(example.labels) for example in examples)
-        groups.append(_Group(number, level, chosen, examples, slice(row, next_row), slice(label, next_label)))
-        row, label = next_row, next_label
-    return groups
-
-
 def _place(model: nn.Module, loss: Loss) -> nn.Module | None:
     """Freeze the factors above the layer that a loss works on; returns that layer."""
     if not loss.needs_layer:
@@ -465,39 +398,6 @@ def _answers(
     width = len(items[0])
     for nll, anchor in zip(found[::width], anchors, strict=True):
         yield nll, anchor[: len(nll)]
-
-
-def _items(
-    loss: Loss, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, seed: int, longest: int
-) -> list[Item]:
-    """Every example with what its loss wants beside it."""
-    if not loss.needs_refusals:
-        return [(example,) for example in examples]
-    refusals = refuse(examples, tokenizer, seed=seed, max_length=longest)
-    return list(zip(examples, refusals, strict=True))
-
-
-@torch.no_grad()
-def label_nll(model: nn.Module, examples: Sequence[Example], pad_token_id: int, batch_size: int) -> list[Tensor]:
-    """NLL in nats of every label of each example: (labels,) float32 each, on the model's device."""
-    head, device = Head(model), next(model.parameters()).device
-    result: dict[int, Tensor] = {}
-    for chosen in by_length(examples, batch_size):
-        rows = [examples[index] for index in chosen]
-        batch = collate(rows, pad_token_id).to(device)
-        tokens = Tokens(batch.labels)
-        nll = token_values(
-            head, hidden_states(model, batch), tokens, lambda logits, labels, _: token_nll(logits, labels)
-        )
-        parts: tuple[Tensor, ...] = nll.split([len(example.labels) for example in rows])  # type: ignore[no-untyped-call]
-        result.update(zip(chosen, parts, strict=True))
-    return [result[index] for index in range(len(examples))]
-
-
-@torch.no_grad()
-def sequence_nll(model: nn.Module, examples: Sequence[Example], pad_token_id: int, batch_size: int) -> Tensor:
-    """Summed NLL of the labels of each example, in nats: (examples,) float32 on the model's device."""
-    return torch.stack([nll.sum() for nll in label_nll(model, examples, pad_token_id, batch_size)])
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -17,8 +17,8 @@ from tests.worker.evaluation.subjects import FakeSubject, make_subject
 from worker.evaluation.battery import Found, NotApplicable
 from worker.evaluation.battery.resurfacing import BEFORE, LIGHT, Resurfacing
 from worker.evaluation.quick import shown
+from worker.unlearning.likelihood import label_nll
 from worker.unlearning.lora import WEIGHTS_FILE, adapter_state
-from worker.unlearning.step import label_nll
 
 AUDIT_POLICY = POLICIES["audit"]
 METHOD = blur_method(learning_rate=5e-3, retain_batch_size=1)

@@ -13,8 +13,8 @@ from worker.evaluation import tuning as module
 from worker.evaluation.quick import shown
 from worker.evaluation.tuning import Diverged, Tuner, Tuning
 from worker.unlearning.batches import TUNING_STREAM, Batch, batch_indices
+from worker.unlearning.likelihood import label_nll
 from worker.unlearning.models import hidden_states
-from worker.unlearning.step import label_nll
 
 RECORDS = FORGET_RECORDS + RETAIN_RECORDS
 TUNING = Tuning(learning_rate=5e-3, batch_size=3, max_grad_norm=1.0, seed=7)

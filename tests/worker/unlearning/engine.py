@@ -18,13 +18,14 @@ from worker.unlearning.adamw import AdamW
 from worker.unlearning.checkpoint import Checkpoint
 from worker.unlearning.combiners import Combined
 from worker.unlearning.encoding import Example
+from worker.unlearning.levels import Item
 from worker.unlearning.loop import StepReport, Watcher
 from worker.unlearning.losses import Loss, Rows, StepSize, build_loss
 from worker.unlearning.models import causal_model, decoder_layers
 from worker.unlearning.probe import Probe
 from worker.unlearning.refusals import refuse
 from worker.unlearning.scoring import FULL_PULL
-from worker.unlearning.step import Item, Stepper
+from worker.unlearning.step import Stepper
 
 PAD = 2
 SEED = 5

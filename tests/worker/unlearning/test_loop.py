@@ -15,11 +15,11 @@ from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny, blur_met
 from tests.worker.unlearning.engine import PAD, SEED, Notes, flat, load, make_stepper, plain_outputs, see, sets
 from worker.unlearning import loop
 from worker.unlearning.encoding import Example
+from worker.unlearning.likelihood import sequence_nll
 from worker.unlearning.loop import StepReport, UnlearningError, Watcher, learning_rate_at, unlearn
 from worker.unlearning.lora import adapter_state, attach_adapter, read_state
 from worker.unlearning.losses.ga import Ga
 from worker.unlearning.models import load_base
-from worker.unlearning.step import sequence_nll
 
 EMPTY = Example(9, (5,), 1, "", "")
 

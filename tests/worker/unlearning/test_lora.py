@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tests.worker.conftest import FORGET_RECORDS, Tiny, blur_method, encode
 from tests.worker.unlearning.engine import load, plain_outputs, sequences, sets
+from worker.unlearning.likelihood import sequence_nll
 from worker.unlearning.loop import unlearn
 from worker.unlearning.lora import (
     AdapterError,
@@ -24,7 +25,7 @@ from worker.unlearning.lora import (
     read_state,
 )
 from worker.unlearning.models import load_base
-from worker.unlearning.step import Stepper, sequence_nll
+from worker.unlearning.step import Stepper
 
 State = dict[str, Tensor]
 WEIGHTS = "adapter_model.safetensors"

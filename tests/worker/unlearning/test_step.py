@@ -28,8 +28,9 @@ from tests.worker.unlearning.engine import (
 )
 from worker.unlearning import step
 from worker.unlearning.encoding import encode_records
+from worker.unlearning.likelihood import sequence_nll
 from worker.unlearning.models import backbone
-from worker.unlearning.step import SCALARS, Stepper, sequence_nll
+from worker.unlearning.step import SCALARS, Stepper
 
 COMBINERS: list[dict[str, Any]] = [
     {"type": "blur", "gamma": 0.3},
