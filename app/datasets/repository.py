@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from sqlalchemy import Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters.tables import Adapter
 from app.audit.record import append
+from app.base_models.tables import BaseModelRow
 from app.datasets import purging
 from app.datasets.tables import Dataset
 from app.identities.purging import keeps
@@ -56,6 +58,12 @@ class DatasetRepository:
         """The id of an identity index that hands the dataset to its jobs as their retain set."""
         mine = select(IdentityIndex.id).where(IdentityIndex.tenant_id == self._tenant_id, keeps(dataset_id))
         return await self._session.scalar(mine.limit(1))
+
+    async def base_models(self, most: int) -> list[Path]:
+        """The directories of the tenant's newest base models."""
+        mine = select(BaseModelRow.directory).where(BaseModelRow.tenant_id == self._tenant_id)
+        found = await self._session.scalars(mine.order_by(BaseModelRow.created_at.desc()).limit(most))
+        return [Path(directory) for directory in found]
 
     async def add(self, dataset: Dataset, digest: str, undo: Callable[[], None]) -> None:
         """Store a new one, which the audit chain names by `digest`; `undo` is called should the transaction fail."""

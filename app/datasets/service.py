@@ -15,7 +15,9 @@ from app.datasets.intake import Intake, Limits, Stored, salt_of, salted_digest
 from app.datasets.records import Record, digest, parse_record, to_line
 from app.datasets.repository import DatasetRepository
 from app.datasets.schemas import DatasetRead, Purpose
+from app.datasets.statistics import count_ahead
 from app.datasets.tables import Dataset
+from app.datasets.tokenizer_files import LOADED
 from app.datasets.vault import Vault
 from app.kit.memory_storage import MemoryStorage
 from app.kit.problems import Conflict, NotFound, invalid_field
@@ -54,11 +56,14 @@ class DatasetService:
                 await to_thread.run_sync(stage.write, data)
             await to_thread.run_sync(stage.close)
             stored = await to_thread.run_sync(intake.finish)
-        return await self._register(purpose, stored, purge_at)
+            dataset = self._dataset(purpose, stored, purge_at)
+            directories = await self._repository.base_models(LOADED)
+            dataset.token_counts = await to_thread.run_sync(count_ahead, self.vault, dataset, directories)
+        return await self._register(dataset)
 
     async def store_records(self, purpose: Purpose, records: Sequence[Record]) -> Dataset:
         """Store records that came inside a request."""
-        return await self._register(purpose, await self._take_in(records, self._intake()))
+        return await self._register(self._dataset(purpose, await self._take_in(records, self._intake())))
 
     async def hold_records(self, purpose: Purpose, records: Sequence[Record]) -> tuple[Dataset, Vault]:
         """The same, in memory alone: a dataset that nobody else will ever see, and the vault that opens it."""
@@ -77,7 +82,7 @@ class DatasetService:
         ).records:
             return dataset
         stored = await to_thread.run_sync(self._copy_without, dataset, other)
-        return await self._register(cast(Purpose, dataset.purpose), stored)
+        return await self._register(self._dataset(cast(Purpose, dataset.purpose), stored))
 
     def _copy_without(self, dataset: Dataset, other: Dataset) -> Stored:
         salt = self._salt()
@@ -140,9 +145,8 @@ class DatasetService:
         if not now < purge_at <= now + timedelta(days=days):
             raise invalid_field("/query/purge_at", f"must lie within the next {days} days")
 
-    async def _register(self, purpose: Purpose, stored: Stored, purge_at: datetime | None = None) -> Dataset:
-        dataset = self._dataset(purpose, stored, purge_at)
-        digest = salted_digest(stored.sha256, self._salt())
+    async def _register(self, dataset: Dataset) -> Dataset:
+        digest = salted_digest(dataset.sha256, self._salt())
         await self._repository.add(dataset, digest, undo=lambda: self.vault.delete_blobs(dataset))
         return dataset
 

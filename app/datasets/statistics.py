@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
 from app.datasets.tables import Dataset
-from app.datasets.tokens import Counted, TokenCounter, context_length, counter_of
+from app.datasets.tokenizer_files import context_length, counter_of, fingerprint_of
+from app.datasets.tokens import Counted, TokenCounter
 from app.datasets.vault import Vault
+from app.methods import BlurRequest
 
 WHOLE_BYTES = 1024**2  # larger sets are sampled: counting takes about a second for so much
+AHEAD_BYTES = 128 * 1024  # smaller ones are counted as they are uploaded, before a job asks
+_USUAL_LENGTH = BlurRequest().max_length
 _SPOTS = 64
 _SPOT_BYTES = 16 * 1024
 _MOST_BYTES = 4 * WHOLE_BYTES
@@ -49,18 +53,24 @@ class SetStatistics(BaseModel):
     tokens: Annotated[TokenStatistics | None, Field(description="Null where tokenizer.json cannot be read here.")]
 
 
-_cache: dict[tuple[str, str, int], TokenStatistics] = {}
+_cache: dict[tuple[str, str], TokenStatistics] = {}
 
 
 def token_statistics(vault: Vault, dataset: Dataset, directory: Path, max_length: int) -> TokenStatistics | None:
-    """Count the tokens of a dataset; a dataset never changes, so that it is counted once.
+    """The tokens of a dataset, which never changes: as counted when it was uploaded, or once in this process.
 
     Args:
         max_length: tokens per sequence that the method asks for; the model's context bounds it.
     """
-    context = context_length(directory)
-    longest = min(max_length, context) if context else max_length
-    key = (dataset.id, str(directory), longest)
+    tokenizer = fingerprint_of(directory)
+    if tokenizer is None:
+        return None
+    longest = _longest(directory, max_length)
+    way = _way(tokenizer, longest)
+    stored = (dataset.token_counts or {}).get(way)
+    if stored is not None:
+        return TokenStatistics(**stored)
+    key = (dataset.id, way)
     if key not in _cache:
         counter = counter_of(directory)
         found = None if counter is None else _count(vault, dataset, counter, longest)
@@ -70,6 +80,37 @@ def token_statistics(vault: Vault, dataset: Dataset, directory: Path, max_length
             _cache.pop(next(iter(_cache)), None)
         _cache[key] = found
     return _cache[key]
+
+
+def count_ahead(vault: Vault, dataset: Dataset, directories: Iterable[Path]) -> dict[str, Any]:
+    """What jobs will ask of a small dataset on these base models, to be kept with it; numbers alone.
+
+    A job whose base model came later, has another tokenizer by then, or whose method asks for sequences of an unusual
+    length finds nothing here and has the dataset counted.
+    """
+    found: dict[str, Any] = {}
+    if dataset.size > AHEAD_BYTES:
+        return found
+    for directory in directories:
+        tokenizer, counter = fingerprint_of(directory), counter_of(directory)
+        if tokenizer is None or counter is None:
+            continue
+        longest = _longest(directory, _USUAL_LENGTH)
+        way = _way(tokenizer, longest)
+        counted = None if way in found else _count(vault, dataset, counter, longest)
+        if counted is not None:
+            found[way] = counted.model_dump()
+    return found
+
+
+def _longest(directory: Path, max_length: int) -> int:
+    context = context_length(directory)
+    return min(max_length, context) if context else max_length
+
+
+def _way(tokenizer: str, longest: int) -> str:
+    """Names all that the statistics of one dataset depend on."""
+    return f"{tokenizer}:{longest}"
 
 
 def _count(vault: Vault, dataset: Dataset, counter: TokenCounter, longest: int) -> TokenStatistics | None:

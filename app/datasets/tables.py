@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, LargeBinary, RowMapping, func
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.data_keys.columns import wrapped_under
@@ -32,6 +34,8 @@ class Dataset(Base):
     # Not counted by version 0.1.
     duplicates: Mapped[int | None] = mapped_column(BigInteger)
     size: Mapped[int] = mapped_column("bytes", BigInteger)
+    # Token statistics by tokenizer and length of sequences, as counted at the upload; null where they were not.
+    token_counts: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     sha256: Mapped[str]
     blob_key: Mapped[str]
     digests_key: Mapped[str]

@@ -10,8 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 from jinja2 import TemplateError
@@ -143,55 +142,6 @@ class TokenCounter:
 
     def _from_first_label(self, ids: list[int], prompt: int) -> Counted:
         return Counted(len(ids), min(max(prompt, 1), len(ids)))
-
-
-def counter_of(directory: Path) -> TokenCounter | None:
-    """The counter of a base model's directory; None where it holds no tokenizer.json that can be read."""
-    try:
-        return _load(directory, (directory / "tokenizer.json").stat().st_mtime_ns)
-    except Exception:  # the library raises bare exceptions of its own, and a count is no reason to refuse a job
-        return None
-
-
-def context_length(directory: Path) -> int | None:
-    """Longest sequence that a base model was built for, by its config.json; None where it names none."""
-    try:
-        config = json.loads((directory / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    length = config.get("text_config", config).get("max_position_embeddings")
-    return length if isinstance(length, int) and length > 0 else None
-
-
-@lru_cache(maxsize=4)
-def _load(directory: Path, _changed: int) -> TokenCounter:
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    config = _read(directory / "tokenizer_config.json")
-    special = {name: _text_of(token) for name, token in config.items() if name.endswith("_token")}
-    template = directory / "chat_template.jinja"
-    written = template.read_text() if template.is_file() else _template_of(config.get("chat_template"))
-    known = {name: text for name, text in special.items() if text is not None}
-    return TokenCounter(tokenizer, known, written)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_bytes()) if path.is_file() else {}
-    return value if isinstance(value, dict) else {}
-
-
-def _text_of(token: object) -> str | None:
-    """A special token is written as a string, or as an object that holds it."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
-
-
-def _template_of(value: object) -> str | None:
-    """A tokenizer has one template, or several with names."""
-    if isinstance(value, list):
-        value = next((each.get("template") for each in value if each.get("name") == "default"), None)
-    return value if isinstance(value, str) else None
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

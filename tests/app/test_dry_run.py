@@ -19,7 +19,7 @@ from app.base_models.tables import BaseModelRow
 from app.datasets import statistics
 from app.datasets.intake import Intake, Limits
 from app.datasets.tables import Dataset
-from app.datasets.tokens import counter_of
+from app.datasets.tokenizer_files import counter_of
 from app.datasets.vault import Vault
 from app.evaluations.tables import EvaluationRow
 from app.jobs.estimate import EarlierRun, estimate
@@ -190,6 +190,42 @@ async def test_a_large_set_is_sampled_and_says_so(
     assert tokens["sampled"]
     assert (tokens["min"], tokens["max"], tokens["total"]) == (length, length, 50 * length)
     assert tokens["sequences"] == 50 * -(-(length - 1) // 511)
+
+
+async def test_tokens_are_counted_at_the_upload_as_a_job_would(
+    client: httpx.AsyncClient, engine: Engine, tokenizer: Path
+) -> None:
+    records = [record("Ada"), record("Eve"), {"text": MARKER}]
+    uploaded = await upload(client, "forget", *records)
+    inline = (await plan(client, forget_set={"records": records}))["statistics"]["forget"]["tokens"]
+    with engine.begin() as connection:
+        stored = connection.scalar(text("SELECT token_counts FROM datasets"))
+        assert list(stored.values()) == [inline]
+        # From here on what was stored can be told from what is counted.
+        connection.execute(text("UPDATE datasets SET token_counts = replace(token_counts::text, :old, :new)::jsonb"),
+                           {"old": f'"total": {inline["total"]}', "new": '"total": 4711'})  # fmt: skip
+
+    async def total(**body: Any) -> int:
+        tokens = (await plan(client, forget_set=uploaded, **body))["statistics"]["forget"]["tokens"]
+        return int(tokens["total"])
+
+    assert await total() == 4711
+    assert await total(method={"max_length": 64}) == inline["total"]
+    # Another tokenizer lies there by now: one that ends no text.
+    config = json.loads((tokenizer / "tokenizer_config.json").read_text())
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": None}))
+    assert await total() == inline["total"] - len(records)
+
+
+async def test_tokens_of_a_set_that_was_there_before_its_base_model_are_counted(
+    client: httpx.AsyncClient, model_directory: Path
+) -> None:
+    uploaded = await upload(client, "forget", record("Ada"))
+    assert (await plan(client, forget_set=uploaded))["statistics"]["forget"]["tokens"] is None
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, model_directory)
+    tokens = (await plan(client, forget_set=uploaded))["statistics"]["forget"]["tokens"]
+    assert tokens["total"] == len_of(model_directory, "".join(record("Ada").values()))
 
 
 @pytest.mark.parametrize("count", [1, 40, 5000])

@@ -10,7 +10,8 @@ from typing import Any, cast
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from app.datasets.tokens import Counted, Unusable, counter_of
+from app.datasets.tokenizer_files import counter_of
+from app.datasets.tokens import Counted, Unusable
 from tests.worker.conftest import train_tokenizer
 from worker.unlearning.encoding import EncodingError, encode_records
 
