@@ -156,8 +156,8 @@ class LetheClient:
         """A registered base model."""
         return self._json("GET", f"/base-models/{name}")
 
-    def register_adapter(self, name: str, base_model: str, folder: Path) -> dict[str, Any]:
-        """Uploads the two files of a PEFT folder as version 1 of a new adapter."""
+    def register_adapter(self, name: str, base_model: str, folder: Path, **fields: str) -> dict[str, Any]:
+        """Uploads the two files of a PEFT folder as version 1 of a new adapter; `fields` go along."""
         with (
             (folder / "adapter_config.json").open("rb") as config,
             (folder / "adapter_model.safetensors").open("rb") as weights,
@@ -165,7 +165,7 @@ class LetheClient:
             return self._json(
                 "POST",
                 "/adapters",
-                data={"name": name, "base_model": base_model},
+                data={"name": name, "base_model": base_model, **fields},
                 files={
                     "adapter_config": ("adapter_config.json", config, "application/json"),
                     "adapter_model": ("adapter_model.safetensors", weights, "application/octet-stream"),

@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     forget_retention_days: Annotated[int | None, Field(gt=0, description="The same for forget sets alone.")] = None
     retain_retention_days: Annotated[int | None, Field(gt=0, description="The same for retain sets alone.")] = None
     holdout_retention_days: Annotated[int | None, Field(gt=0, description="The same for holdout sets alone.")] = None
+    training_retention_days: Annotated[
+        int | None, Field(gt=0, description="The same for training sets that no adapter holds.")
+    ] = None
     superseded_grace_days: Annotated[
         int, Field(ge=0, description="Days after which the bytes of a superseded version are deleted.")
     ] = 30
@@ -240,6 +243,7 @@ class Settings(BaseSettings):
             "forget": self.forget_retention_days,
             "retain": self.retain_retention_days,
             "holdout": self.holdout_retention_days,
+            "training": self.training_retention_days,
         }
         return own[purpose] or self.dataset_retention_days
 

@@ -63,7 +63,12 @@ def reap_runs() -> int:
 
 def purge_datasets() -> int:
     """Shred datasets whose time is up and that no live job needs. Answers how many."""
-    uses = purging.needs(Dataset.id), purging.is_default(Dataset.id), keeps(Dataset.id)
+    uses = (
+        purging.needs(Dataset.id),
+        purging.is_default(Dataset.id),
+        purging.trains(Dataset.id),
+        keeps(Dataset.id),
+    )
     needed = or_(*(exists().where(use) for use in uses))
     due = select(Dataset.id).where(Dataset.purge_at < func.now(), Dataset.purged_at.is_(None), ~needed)
     with new_session() as session, session.begin():
@@ -80,6 +85,7 @@ def shred_unless_needed(session: Session, dataset_id: str) -> bool:
     uses = (
         select(UnlearnJob.id).where(purging.needs(dataset_id)),
         select(Adapter.id).where(purging.is_default(dataset_id)),
+        select(Adapter.id).where(purging.trains(dataset_id)),
         select(IdentityIndex.id).where(keeps(dataset_id)),
     )
     if any(session.scalar(use.limit(1)) is not None for use in uses):

@@ -34,6 +34,7 @@ class Order:
         fresh_lora: shape of the adapter that the run begins.
         datasets: "forget" and "retain" always, "holdout" where it was given.
         control: an adapter that never saw the forget set, where the job names one.
+        training_set: what the adapter was trained on, as far as that is held.
         earlier: forget sets of earlier jobs on this adapter whose records are still held, by job id.
     """
 
@@ -47,6 +48,7 @@ class Order:
     datasets: dict[str, Dataset]
     fresh_lora: dict[str, Any] | None = None
     control: AdapterVersion | None = None
+    training_set: Dataset | None = None
     earlier: dict[str, Dataset] = field(default_factory=dict)
 
     @property
@@ -144,6 +146,7 @@ def read_order(held: Claim) -> Order:
             base=session.get_one(BaseModelRow, adapter.base_model_id),
             datasets=_datasets(session, job),
             control=session.get_one(AdapterVersion, job.control_version_id) if job.control_version_id else None,
+            training_set=session.get(Dataset, adapter.training_set_id) if adapter.training_set_id else None,
             earlier=_earlier(session, job),
         )
 

@@ -21,7 +21,7 @@ from app.evaluations.tables import EvaluationRow
 from app.identities.purging import shred_claimed
 from app.kit.ids import new_id
 from app.kit.storage import Storage
-from worker import packaging
+from worker import packaging, training_sets
 from worker.attesting import attest
 from worker.database import new_session
 from worker.errors import JobError
@@ -54,17 +54,34 @@ def store_evaluation(lease: Lease, document: EvaluationDocument) -> None:
 def register(lease: Lease, order: Order, folder: Path, storage: Storage) -> None:
     """Release the adapter in `folder`: it is attested, then one transaction makes it the head and ends the job.
 
+    What was unlearned leaves the adapter's training set in the same transaction.
+
     Raises:
         Fenced: the hold is lost; nothing was released.
-        JobError: the worker has no key to sign with, or the adapter has another head by now.
+        JobError: the worker has no key to sign with, a set cannot be opened, or the adapter has another head by now.
     """
-    attestation = attest(lease.claim, order, folder)
+    reduced = training_sets.reduce(order)
+    try:
+        attestation = attest(lease.claim, order, folder)
+        _register(lease, order, folder, storage, attestation, reduced)
+    finally:
+        training_sets.discard_unless_held(reduced)
+
+
+def _register(
+    lease: Lease,
+    order: Order,
+    folder: Path,
+    storage: Storage,
+    attestation: Attestation,
+    reduced: training_sets.Reduced | None,
+) -> None:
     version = _store(lease, order, folder, storage)
     try:
         lease.end(
             "succeeded",
             f"released as version {version.number}",
-            with_it=lambda session: _release(session, order, version, attestation),
+            with_it=lambda session: _release(session, order, version, attestation, reduced),
             verdict="passed",
             result_version=version.number,
         )
@@ -107,11 +124,18 @@ def _store(lease: Lease, order: Order, folder: Path, storage: Storage) -> Adapte
     )
 
 
-def _release(session: Session, order: Order, version: AdapterVersion, attestation: Attestation) -> None:
-    # The dataset first, as whoever accepts a job does, and the adapter without excluding foreign keys to it: in the
+def _release(
+    session: Session,
+    order: Order,
+    version: AdapterVersion,
+    attestation: Attestation,
+    reduced: training_sets.Reduced | None,
+) -> None:
+    # The datasets first, as whoever accepts a job does, and the adapter without excluding foreign keys to it: in the
     # other order the two would wait for each other.
     dataset_id = order.datasets["forget"].id
-    session.execute(select(Dataset.id).where(Dataset.id == dataset_id).with_for_update())
+    ids = [dataset_id, *([reduced.before.id] if reduced else [])]
+    session.execute(select(Dataset.id).where(Dataset.id.in_(ids)).order_by(Dataset.id).with_for_update())
     locked = select(Adapter).where(Adapter.id == order.adapter.id).with_for_update(key_share=True)
     adapter = session.scalars(locked).one()
     if adapter.head != order.number - 1:
@@ -128,6 +152,8 @@ def _release(session: Session, order: Order, version: AdapterVersion, attestatio
             .values(status="superseded", superseded_at=func.now())
         )
     _record_release(session, order, version, attestation)
+    if reduced is not None:
+        training_sets.replace(session, adapter, reduced, str(version.run_id))
     # The job itself has ended within this transaction, so that only others count.
     shred_unless_needed(session, dataset_id)
     shred_claimed(session, str(version.run_id))

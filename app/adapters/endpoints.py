@@ -16,6 +16,7 @@ from app.adapters.repository import AdapterRepository
 from app.adapters.schemas import AdapterName, AdapterRead, AdapterUpdate, LineageRead, ServingRead, VersionRead
 from app.adapters.service import AdapterService, AdapterUpload
 from app.adapters.tables import AdapterVersion
+from app.adapters.training import MAX_RECIPE_BYTES, parse_recipe
 from app.auth.guard import GuardedRoute
 from app.base_models.repository import BaseModelRepository
 from app.base_models.schemas import Name
@@ -64,13 +65,27 @@ async def register(
     retain_set: Annotated[
         Text | None, Form(max_length=64, description="Retain set for jobs on this adapter that name none.")
     ] = None,
+    training_set: Annotated[
+        Text | None, Form(max_length=64, description="What the adapter was trained on; needs recipe.")
+    ] = None,
+    recipe: Annotated[
+        Text | None, Form(max_length=MAX_RECIPE_BYTES, description="How it was trained: a Recipe as JSON.")
+    ] = None,
 ) -> AdapterRead:
     """Register a LoRA adapter; it becomes version 1."""
+    trained = parse_recipe(training_set, recipe)
     config = await adapter_config.read(peft_config.MAX_BYTES + 1)
     if len(config) > peft_config.MAX_BYTES:
         raise TooLarge(f"adapter_config exceeds {peft_config.MAX_BYTES} bytes")
     upload = AdapterUpload(
-        name, base_model, config, adapter_model.file, adapter_model.size or 0, default_retain_set=retain_set
+        name,
+        base_model,
+        config,
+        adapter_model.file,
+        adapter_model.size or 0,
+        default_retain_set=retain_set,
+        training_set=training_set,
+        recipe=trained,
     )
     adapter = await service.register(upload)
     return (await service.present([adapter]))[0]
@@ -106,6 +121,18 @@ async def get(name: str, service: ServiceDep) -> AdapterRead:
 async def update(name: str, body: AdapterUpdate, service: ServiceDep) -> AdapterRead:
     """Set or clear the default retain set."""
     return (await service.present([await service.update(name, body.default_retain_set)]))[0]
+
+
+@router.delete(
+    "/{name}/training-set",
+    dependencies=[requires("adapters:write")],
+    status_code=HTTPStatus.NO_CONTENT,
+    operation_id="drop_training_set",
+    responses=_READ,
+)
+async def drop_training_set(name: str, service: ServiceDep) -> None:
+    """Destroy the adapter's training set now. Jobs on it cannot train it anew any more."""
+    await service.drop_training_set(name)
 
 
 @router.get(

@@ -30,6 +30,9 @@ def present_adapter(adapter: Adapter, base_model: str, head: AdapterVersion, ver
             "versions": versions,
             "serving": _needs(_served(adapter.name, head)),
             "default_retain_set": adapter.default_retain_set_id,
+            "training_set": adapter.training_set_id,
+            "recipe": adapter.recipe,
+            "unmatched_records": adapter.unmatched_records,
             "created_at": adapter.created_at,
         }
     )

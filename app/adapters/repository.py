@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sqlalchemy import Row, Select, func, select
+from sqlalchemy import Row, Select, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.adapters import purging
@@ -148,6 +148,16 @@ class AdapterRepository:
         session = self._session.sync_session
         append(session, self._tenant_id, "adapter.default_retain_set", "adapter", adapter.id, data)
 
+    async def release_training_set(self, adapter: Adapter, dataset_id: str) -> bool:
+        """Have the adapter hold no training set; whether it held this one until now."""
+        mine = (Adapter.tenant_id == self._tenant_id, Adapter.id == adapter.id)
+        held = update(Adapter).where(*mine, Adapter.training_set_id == dataset_id)
+        if await self._session.scalar(held.values(training_set_id=None).returning(Adapter.id)) is None:
+            return False
+        data = {"dataset": None, "before": dataset_id}
+        append(self._session.sync_session, self._tenant_id, "adapter.training_set", "adapter", adapter.id, data)
+        return True
+
     async def version_page(
         self, adapter_id: str, limit: int, cursor: str | None
     ) -> tuple[list[AdapterVersion], bool]:
@@ -173,5 +183,6 @@ class AdapterRepository:
             "number": version.number,
             "weights_sha256": version.weights_sha256,
             "archive_sha256": version.archive_sha256,
+            **({"training_set": adapter.training_set_id} if adapter.training_set_id else {}),
         }
         append(self._session.sync_session, self._tenant_id, "adapter.registered", "adapter", adapter.id, data)

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.kit.text import Text
+from app.methods import Recipe
 
 AdapterName = Annotated[
     str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._-]*$", examples=["support-bot"])
@@ -59,6 +60,18 @@ class AdapterRead(BaseModel):
     versions: Annotated[int, Field(description="How many versions there are, superseded and purged ones included.")]
     serving: Annotated[ServingNeeds, Field(description="Of the head; the commands are at /versions/head/serving.")]
     default_retain_set: str | None
+    training_set: Annotated[
+        str | None,
+        Field(description="What the head was trained on, without what was unlearned since; null where none is held."),
+    ]
+    recipe: Annotated[Recipe | None, Field(description="How it was trained.")]
+    unmatched_records: Annotated[
+        int,
+        Field(
+            description="Records that were unlearned without being found in the training set: training anew would "
+            "bring them back."
+        ),
+    ]
     created_at: datetime
 
 

@@ -25,13 +25,17 @@ from app.datasets.repository import DatasetRepository
 from app.kit.ids import new_id
 from app.kit.problems import Conflict, Gone, NotFound, invalid_field
 from app.kit.storage import Storage
+from app.methods import Recipe
 
 WEIGHTS_NAME = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
 class AdapterUpload:
-    """A new adapter as it came in. `weights` is positioned at its start; `size` is its length in bytes."""
+    """A new adapter as it came in. `weights` is positioned at its start; `size` is its length in bytes.
+
+    `recipe` is there where `training_set` is.
+    """
 
     name: str
     base_model: str
@@ -39,6 +43,8 @@ class AdapterUpload:
     weights: BinaryIO
     size: int
     default_retain_set: str | None
+    training_set: str | None = None
+    recipe: Recipe | None = None
 
 
 class AdapterService:
@@ -71,12 +77,17 @@ class AdapterService:
         base = await self._bases.by_name(upload.base_model)
         if base is None:
             raise invalid_field("/base_model", "no base model of this name is registered; POST /base-models first")
-        await self._check_retain_set(upload.default_retain_set, "/retain_set")
+        # By id, as everybody locks several datasets.
+        named = {"retain": upload.default_retain_set, "training": upload.training_set}
+        for purpose, dataset_id in sorted(named.items(), key=lambda each: each[1] or ""):
+            await self._check_set(purpose, dataset_id, f"/{purpose}_set")
         adapter = Adapter(
             id=new_id("ad"),
             tenant_id=self._tenant_id,
             base_model_id=base.id,
             default_retain_set_id=upload.default_retain_set,
+            training_set_id=upload.training_set,
+            recipe=upload.recipe.model_dump() if upload.recipe else None,
             name=upload.name,
             head=1,
         )
@@ -87,13 +98,13 @@ class AdapterService:
             raise taken from None
         return adapter
 
-    async def _check_retain_set(self, dataset_id: str | None, pointer: str) -> None:
+    async def _check_set(self, purpose: str, dataset_id: str | None, pointer: str) -> None:
         if dataset_id is None:
             return
         # Locked until the adapter names it, so that nobody purges the dataset in between.
         dataset = await self._datasets.by_id(dataset_id, lock=True)
-        if dataset is None or dataset.purpose != "retain" or dataset.purged_at is not None:
-            raise invalid_field(pointer, "no retain set with this id; POST /datasets?purpose=retain first")
+        if dataset is None or dataset.purpose != purpose or dataset.purged_at is not None:
+            raise invalid_field(pointer, f"no {purpose} set with this id; POST /datasets?purpose={purpose} first")
 
     def _store(self, adapter: Adapter, base: BaseModelRow, upload: AdapterUpload) -> AdapterVersion:
         config = peft_config.parse(upload.config)
@@ -185,10 +196,25 @@ class AdapterService:
     async def update(self, name: str, retain_set: str | None) -> Adapter:
         """Set or clear the default retain set. Raises NotFound, or Invalid when there is no such retain set."""
         adapter = await self.get(name)
-        await self._check_retain_set(retain_set, "/default_retain_set")
+        await self._check_set("retain", retain_set, "/default_retain_set")
         if adapter.default_retain_set_id != retain_set:
             await self._adapters.set_default_retain_set(adapter, retain_set)
         return adapter
+
+    async def drop_training_set(self, name: str) -> None:
+        """Have an adapter hold no training set any more, and destroy it. Repeating it does no harm.
+
+        Raises:
+            NotFound: there is no such adapter.
+        """
+        adapter = await self.get(name)
+        if adapter.training_set_id is None:
+            return
+        dataset = await self._datasets.by_id(adapter.training_set_id, lock=True)
+        if dataset is None or not await self._adapters.release_training_set(adapter, dataset.id):
+            return
+        if dataset.purged_at is None and await self._datasets.training_of(dataset.id) is None:
+            await self._datasets.shred(dataset)
 
     async def purge(self, name: str, number: str) -> None:
         """Delete the bytes of a version now. Repeating it does no harm.

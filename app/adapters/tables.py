@@ -17,10 +17,17 @@ class Adapter(Base):
 
     A `fresh` one is begun by an unlearn job, to remove what the base model itself knows: so that the base is no
     measure of never having seen the records. Until such a job succeeds it has no version, and head 0.
+
+    The training set is what the head was trained on, without what released jobs have unlearned since; `recipe` is
+    how. `unmatched_records` counts records that released jobs have unlearned without finding them in it: training
+    anew would bring those back.
     """
 
     __tablename__ = "adapters"
-    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "name"),
+        CheckConstraint("training_set_id IS NULL OR recipe IS NOT NULL", name="training_set_has_recipe"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
@@ -29,6 +36,9 @@ class Adapter(Base):
     name: Mapped[str]
     head: Mapped[int]
     fresh: Mapped[bool] = mapped_column(default=False, server_default=false())
+    training_set_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"), index=True)
+    recipe: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    unmatched_records: Mapped[int] = mapped_column(BigInteger, default=0, server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 

@@ -1,4 +1,4 @@
-"""`lethe adapters list`, `show`, `versions`, `alias`, `lineage`, `link` and `purge`."""
+"""`lethe adapters list`, `show`, `versions`, `alias`, `lineage`, `link`, `drop-training-set` and `purge`."""
 
 import json
 from typing import Annotated, Any
@@ -61,6 +61,7 @@ def show(
         "rank": f"{needs['rank']} (vLLM: --max-lora-rank {needs['max_lora_rank'] or 'none suffices'})",
         "modules": ", ".join(needs["target_modules"]),
         "retain": adapter["default_retain_set"] or "no default retain set",
+        "training": _training(adapter),
         "aliases": ", ".join(alias_line(each) for each in aliases) or "none",
     }
     typer.echo("\n".join(f"{title:<9}{value}" for title, value in rows.items()))
@@ -162,6 +163,25 @@ def link(
     typer.echo(f"version {made['version']}, sha256 {made['sha256']}, until {made['expires_at']}", err=True)
 
 
+@commands.command("drop-training-set")
+def drop_training_set(
+    name: NameArgument,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    url: UrlOption = None,
+    api_key: KeyOption = None,
+    data_dir: DataDirOption = DEFAULT_DATA_DIR,
+) -> None:
+    """Destroy what the service holds of an adapter's training set. The adapter stays as it is.
+
+    Example: lethe adapters drop-training-set support-bot
+    """
+    if not yes:
+        typer.confirm(f"Destroy the training set of {name} for good?", abort=True, err=True)
+    with connect(url, api_key, data_dir) as client:
+        client.call("DELETE", f"/adapters/{name}/training-set")
+    typer.echo(f"{name} has no training set")
+
+
 @commands.command()
 def purge(
     name: NameArgument,
@@ -180,6 +200,13 @@ def purge(
     with connect(url, api_key, data_dir) as client:
         client.call("DELETE", f"/adapters/{name}/versions/{version}")
     typer.echo(f"{name} version {version} is purged")
+
+
+def _training(adapter: dict[str, Any]) -> str:
+    """The training set for a person's eyes."""
+    unmatched = adapter["unmatched_records"]
+    lacks = f" ({unmatched} unlearned records were not in it)" if unmatched else ""
+    return f"{adapter['training_set']}{lacks}" if adapter["training_set"] else "not held"
 
 
 def alias_line(each: dict[str, Any]) -> str:

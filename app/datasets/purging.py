@@ -27,6 +27,11 @@ def is_default(dataset_id: str | InstrumentedAttribute[str]) -> ColumnElement[bo
     return Adapter.default_retain_set_id == dataset_id
 
 
+def trains(dataset_id: str | InstrumentedAttribute[str]) -> ColumnElement[bool]:
+    """The condition that an adapter holds the dataset as what it was trained on."""
+    return Adapter.training_set_id == dataset_id
+
+
 def shred(session: Session, dataset_id: str) -> None:
     """Destroy a dataset's data key: from then on nothing opens its bytes, wherever a copy of them is.
 

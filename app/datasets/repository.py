@@ -54,6 +54,11 @@ class DatasetRepository:
         mine = select(Adapter.name).where(Adapter.tenant_id == self._tenant_id, purging.is_default(dataset_id))
         return await self._session.scalar(mine.limit(1))
 
+    async def training_of(self, dataset_id: str) -> str | None:
+        """The name of an adapter that holds the dataset as its training set."""
+        mine = select(Adapter.name).where(Adapter.tenant_id == self._tenant_id, purging.trains(dataset_id))
+        return await self._session.scalar(mine.limit(1))
+
     async def kept_by(self, dataset_id: str) -> str | None:
         """The id of an identity index that hands the dataset to its jobs as their retain set."""
         mine = select(IdentityIndex.id).where(IdentityIndex.tenant_id == self._tenant_id, keeps(dataset_id))

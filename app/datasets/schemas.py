@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-Purpose = Literal["forget", "retain", "holdout"]
+Purpose = Literal["forget", "retain", "holdout", "training"]
 
 
 class DatasetRead(BaseModel):

@@ -12,7 +12,8 @@ from sqlalchemy import func
 from app.datasets.body import Reader
 from app.datasets.fingerprints import overlap
 from app.datasets.intake import Intake, Limits, Stored, salt_of, salted_digest
-from app.datasets.records import Record, digest, parse_record, to_line
+from app.datasets.records import Record, to_line
+from app.datasets.remainder import Remainder
 from app.datasets.repository import DatasetRepository
 from app.datasets.schemas import DatasetRead, Purpose
 from app.datasets.statistics import count_ahead
@@ -85,12 +86,9 @@ class DatasetService:
         return await self._register(self._dataset(cast(Purpose, dataset.purpose), stored))
 
     def _copy_without(self, dataset: Dataset, other: Dataset) -> Stored:
-        salt = self._salt()
-        shared = {digest(parse_record(line), salt) for line in self.vault.lines(other)}
         with self._intake() as intake:
-            for line in self.vault.lines(dataset):
-                if digest(parse_record(line), salt) not in shared:
-                    intake.feed(line + b"\n")
+            for line in Remainder(self.vault, dataset, other, self._salt()).lines():
+                intake.feed(line + b"\n")
             return intake.finish()
 
     async def get(self, dataset_id: str) -> Dataset:
@@ -117,6 +115,11 @@ class DatasetService:
         adapter = await self._repository.default_of(dataset_id)
         if adapter is not None:
             raise Conflict(f"it is the default retain set of adapter {adapter!r}")
+        adapter = await self._repository.training_of(dataset_id)
+        if adapter is not None:
+            raise Conflict(
+                f"it is the training set of adapter {adapter!r}; DELETE /adapters/{adapter}/training-set destroys it"
+            )
         index_id = await self._repository.kept_by(dataset_id)
         if index_id is not None:
             raise Conflict(f"it is the retain set of identity index {index_id}; purge that first")

@@ -23,7 +23,7 @@ class Dataset(Base):
 
     __tablename__ = "datasets"
     __table_args__ = (
-        CheckConstraint("purpose IN ('forget', 'retain', 'holdout')", name="purpose"),
+        CheckConstraint("purpose IN ('forget', 'retain', 'holdout', 'training')", name="purpose"),
         CheckConstraint("(purged_at IS NULL) = (wrapped_key IS NOT NULL)", name="purged_without_key"),
     )
 

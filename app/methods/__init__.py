@@ -50,6 +50,7 @@ from app.methods.policy import (
     ProbeName,
     Targets,
 )
+from app.methods.recipe import Epochs, Recipe
 from app.methods.schedules import (
     SCHEDULES,
     Cycles,
@@ -84,6 +85,7 @@ __all__ = [
     "BlurRequest",
     "CeuLoss",
     "Cycles",
+    "Epochs",
     "ForgetLoss",
     "ForgetUpperMethod",
     "ForgetUpperRequest",
@@ -101,6 +103,7 @@ __all__ = [
     "Place",
     "Policy",
     "ProbeName",
+    "Recipe",
     "RetainLoss",
     "RmuLoss",
     "Schedule",

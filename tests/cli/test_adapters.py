@@ -15,6 +15,8 @@ ADAPTER: dict[str, Any] = {
     "head_status": "ready",
     "versions": 2,
     "default_retain_set": None,
+    "training_set": "ds_1",
+    "unmatched_records": 0,
     "serving": {
         "base_model": "acme/base",
         "revision": "abc",
@@ -31,7 +33,9 @@ def page(*items: dict[str, Any]) -> dict[str, Any]:
     return {"data": list(items), "has_more": False, "next_cursor": None}
 
 
-@pytest.mark.parametrize("command", ["list", "show", "versions", "alias", "lineage", "link", "purge"])
+@pytest.mark.parametrize(
+    "command", ["list", "show", "versions", "alias", "lineage", "link", "purge", "drop-training-set"]
+)
 def test_help_of_every_command_teaches_with_an_example(lethe: Run, command: str) -> None:
     outcome = lethe("adapters", command, "--help")
     assert (outcome.status, "Example: " in outcome.stdout) == (0, True)

@@ -313,6 +313,26 @@ def test_an_incomplete_adapter_folder_is_refused_here(
     assert server.requests == []
 
 
+def test_registering_an_adapter_uploads_its_training_set_first(
+    lethe: Run, server: Server, client_options: list[str], tmp_path: Path
+) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors", "recipe.json", "training.jsonl"):
+        (tmp_path / name).write_text(f"{{}} of {name}")
+    server.on_json("POST /datasets", {"id": "ds_1"})
+    server.on_json("POST /adapters", {"name": "bot"})
+    given = ["--training-set", str(tmp_path / "training.jsonl"), "--recipe", str(tmp_path / "recipe.json")]
+    command = ["register-adapter", "bot", str(tmp_path), "--base", "small", *client_options]
+    assert lethe(*command, *given).status == 0
+    upload, registration = server.requests
+    assert (upload.path, upload.body) == ("/datasets?purpose=training", b"{} of training.jsonl")
+    for name, value in (("training_set", b"ds_1"), ("recipe", b"{} of recipe.json")):
+        assert f'name="{name}"'.encode() in registration.body
+        assert value in registration.body
+    server.requests.clear()
+    assert lethe(*command, *given[:2]).status == 2
+    assert server.requests == []
+
+
 def test_registering_a_base_model_sends_a_whole_path(
     lethe: Run, server: Server, client_options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
