@@ -95,8 +95,12 @@ def entry_hash(entry: Entry) -> str:
     Raises:
         ValueError: the entry has no canonical form, or its previous_hash is none.
     """
-    body = {name: value for name, value in entry.items() if name not in ("previous_hash", "hash")}
-    return hashlib.sha256(bytes.fromhex(entry["previous_hash"]) + rfc8785.dumps(body)).hexdigest()
+    return hashlib.sha256(bytes.fromhex(entry["previous_hash"]) + hashed_text(entry)).hexdigest()
+
+
+def hashed_text(entry: Entry) -> bytes:
+    """What is hashed of an entry, behind the hash of the one before it. Raises ValueError: no canonical form."""
+    return rfc8785.dumps({name: value for name, value in entry.items() if name not in ("previous_hash", "hash")})
 
 
 def document_digest(document: Mapping[str, Any]) -> str:

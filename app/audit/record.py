@@ -3,22 +3,25 @@
 `append` only notes an entry; it is written when the transaction commits. So the head's row, which everybody who
 appends for a tenant has to lock, is locked after every other row and for a moment only: no caller can lock in another
 order, and no two transactions wait for each other. What is rolled back leaves nothing.
+
+The statement that locks the head also numbers, times, links and hashes the entry, so that others wait for one trip to
+the database. What it hashes is what app.audit.chain verifies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
-from itertools import groupby
+from datetime import UTC, datetime
 from typing import Any, cast
 
-from sqlalchemy import Table, bindparam, event, func, insert, select, update
+from sqlalchemy import ColumnElement, Select, Table, Text, bindparam, event, func, insert, select, update
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from app.audit.actions import Action, SubjectType
-from app.audit.chain import ENTRY, GENESIS, Head, check_data, entry_hash, timestamp
+from app.audit.chain import ENTRY, GENESIS, Head, check_data, hashed_text, timestamp
 from app.audit.tables import AuditEntry, AuditHead
 from app.kit.driver import Prepared
 
@@ -78,7 +81,10 @@ def head(session: Session, tenant_id: str) -> Head:
     meanwhile. Call it once everything else that the transaction changes is changed.
     """
     _write_noted(session)
-    return _locked_head(session, tenant_id)[0]
+    if not (found := _LOCKED.now(session, entry_tenant_id=tenant_id)):
+        _begin_chain(session, tenant_id)
+        found = _LOCKED.now(session, entry_tenant_id=tenant_id)
+    return Head(found[0].sequence, found[0].hash)
 
 
 def document(entry: AuditEntry) -> dict[str, Any]:
@@ -117,50 +123,67 @@ def _write_noted(session: Session) -> None:
     # Whatever is still to be written locks its rows before the head is locked.
     session.flush()
     # By tenant in one order, for the same reason; within a tenant the order stays.
-    noted.sort(key=lambda one: one.tenant_id)
-    for tenant_id, group in groupby(noted, key=lambda one: one.tenant_id):
-        _write(session, tenant_id, group)
+    for one in sorted(noted, key=lambda one: one.tenant_id):
+        _write(session, one)
 
 
-def _write(session: Session, tenant_id: str, noted: Iterable[_Noted]) -> None:
-    last, at = _locked_head(session, tenant_id)
-    for one in noted:
-        entry = AuditEntry(**vars(one), sequence=last.sequence + 1, at=at, previous_hash=last.hash)
-        entry.hash = entry_hash(document(entry))
-        _APPEND.now(session, **{f"entry_{name}": getattr(entry, name) for name in _COLUMNS})
-        last = Head(entry.sequence, entry.hash)
+def _write(session: Session, noted: _Noted) -> None:
+    values = {f"entry_{name}": value for name, value in vars(noted).items()}
+    values |= dict(zip(("start", "middle", "end"), _around_place(noted), strict=True))
+    if not _APPEND.now(session, **values):
+        _begin_chain(session, noted.tenant_id)
+        _APPEND.now(session, **values)
 
 
-def _locked_head(session: Session, tenant_id: str) -> tuple[Head, datetime]:
-    """The newest entry, which stays the newest until the transaction ends, and the database's time."""
-    found = _LOCKED.now(session, tenant_id=tenant_id)
-    if not found:
-        first = postgresql.insert(AuditHead).values(tenant_id=tenant_id, sequence=0, hash=GENESIS)
-        session.execute(first.on_conflict_do_nothing())
-        found = _LOCKED.now(session, tenant_id=tenant_id)
-    return Head(found[0].sequence, found[0].hash), found[0].at
+def _begin_chain(session: Session, tenant_id: str) -> None:
+    first = postgresql.insert(AuditHead).values(tenant_id=tenant_id, sequence=0, hash=GENESIS)
+    session.execute(first.on_conflict_do_nothing())
 
 
-def _locked() -> Prepared:
-    columns = select(AuditHead.sequence, AuditHead.hash).where(AuditHead.tenant_id == bindparam("tenant_id"))
-    head = columns.with_for_update().cte("head")
-    # The clock is read once the chain is ours, from the rows that were locked: within a chain time goes forward.
-    return Prepared(select(head.c.sequence, head.c.hash, func.clock_timestamp().label("at")))
+def _around_place(noted: _Noted) -> tuple[str, str, str]:
+    """What is hashed of an entry, without its time and its number, which come between these three."""
+    entry = AuditEntry(**vars(noted), sequence=0, at=_NO_TIME, previous_hash=GENESIS)
+    # No word in an entry holds a capital, so the time is found; behind the number there are only subject and tenant.
+    start, _, rest = hashed_text(document(entry)).decode().partition(timestamp(_NO_TIME))
+    middle, number, end = rest.rpartition('"sequence":0')
+    return start, middle + number.removesuffix("0"), end
 
 
 def _append() -> Prepared:
+    head = _head().cte("head")
+    # The clock is read once the chain is ours, from the row that was locked: within a chain time goes forward.
+    number, at = (head.c.sequence + 1).label("sequence"), func.clock_timestamp().label("at")
+    place = select(head.c.tenant_id, number, at, head.c.hash.label("previous_hash")).cte("place")
+    entry = select(place, _hash(place.c).label("hash")).cte("entry")
     moved = (
-        update(AuditHead)
-        .where(AuditHead.tenant_id == bindparam("entry_tenant_id"))
-        .values(sequence=bindparam("entry_sequence"), hash=bindparam("entry_hash"))
-        .returning(AuditHead.tenant_id)
+        update(_HEADS)
+        .where(_HEADS.c.tenant_id == entry.c.tenant_id)
+        .values(sequence=entry.c.sequence, hash=entry.c.hash)
+        .returning(_HEADS.c.tenant_id)
         .cte("moved")
     )
-    # The table, since of an entity the session makes an insert of its own.
-    added = insert(_ENTRIES).values({name: bindparam(f"entry_{name}") for name in _COLUMNS})
+    given = {column.name: bindparam(f"entry_{column.name}", type_=column.type) for column in _ENTRIES.columns}
+    row = given | {name: entry.c[name] for name in ("tenant_id", "sequence", "at", "previous_hash", "hash")}
+    # The tables, since of an entity the session makes an insert of its own.
+    added = insert(_ENTRIES).from_select(list(row), select(*row.values()).select_from(entry))
     return Prepared(added.returning(_ENTRIES.c.sequence).add_cte(moved))
 
 
-_ENTRIES = cast(Table, AuditEntry.__table__)
-_COLUMNS = [column.name for column in _ENTRIES.columns]
-_LOCKED, _APPEND = _locked(), _append()
+def _head() -> Select[str, int, str]:
+    mine = AuditHead.tenant_id == bindparam("entry_tenant_id", type_=Text)
+    return select(AuditHead.tenant_id, AuditHead.sequence, AuditHead.hash).where(mine).with_for_update()
+
+
+def _hash(place: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[str]:
+    """The hash of the entry at a place, as `entry_hash` of app.audit.chain."""
+    start, middle, end = (bindparam(name, type_=Text) for name in ("start", "middle", "end"))
+    at = func.to_char(func.timezone("UTC", place["at"]), _TIMESTAMP)
+    text = start + at + middle + sql_cast(place["sequence"], Text) + end
+    linked = func.decode(place["previous_hash"], "hex").op("||")(func.convert_to(text, "UTF8"))
+    return func.encode(func.sha256(linked), "hex", type_=Text)
+
+
+_ENTRIES, _HEADS = cast(Table, AuditEntry.__table__), cast(Table, AuditHead.__table__)
+_NO_TIME = datetime(1, 1, 1, tzinfo=UTC)
+_TIMESTAMP = 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'  # as `timestamp` of app.audit.chain
+_LOCKED, _APPEND = Prepared(_head()), _append()

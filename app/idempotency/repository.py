@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from app.idempotency.tables import AcceptedRequest
-from app.kit.driver import Prepared
+from app.kit.driver import Asked, Prepared
 
 _LOCKS = 0x1DE0  # the class of these advisory locks among all of the service's
 
@@ -45,20 +45,23 @@ class AcceptedRequestRepository:
         self._session = session
         self._tenant_id = tenant_id
 
-    async def claim(self, key: bytes) -> tuple[bool, Accepted | None]:
-        """Whether this transaction is the only one at work under the key, and the request that was accepted before.
+    async def claim(self, key: bytes) -> Asked:
+        """Claim a key for this transaction; `claimed` reads what came of it.
 
         Waits for nobody: the other transaction may hold the key for as long as it likes.
         """
-        lock = self._tenant_id + key.hex()
-        alone, *before = await _CLAIM.one(self._session, tenant=self._tenant_id, key=key, lock=lock)
+        return await _CLAIM.ask(self._session, tenant=self._tenant_id, key=key, lock=self._tenant_id + key.hex())
+
+    async def claimed(self, claim: Asked) -> tuple[bool, Accepted | None]:
+        """Whether this transaction is alone at work under the key, and what was accepted under it before."""
+        alone, *before = await claim.one()
         return alone, Accepted(*before) if before[0] is not None else None
 
-    async def add(self, key: bytes, request: bytes, answer: Answer, lifetime: timedelta) -> bool:
-        """Keep an answer. False when somebody else kept one meanwhile."""
+    async def add(self, key: bytes, request: bytes, answer: Answer, lifetime: timedelta) -> Asked:
+        """Keep an answer. No row comes back when somebody else kept one meanwhile."""
         given = {"status": answer.status, "location": answer.location, "body": answer.body}
         values = {"tenant": self._tenant_id, "key": key, "request": request, "lifetime": lifetime, **given}
-        return await _ADD.one(self._session, **values) is not None
+        return await _ADD.ask(self._session, **values)
 
 
 def _claim() -> Prepared:

@@ -10,6 +10,7 @@ from fastapi import Response
 
 from app.idempotency.key import POINTER, read_key
 from app.idempotency.repository import AcceptedRequestRepository, Answer
+from app.kit.driver import Asked
 from app.kit.problems import FieldError, Problem
 from app.settings import Settings
 
@@ -29,28 +30,35 @@ class KeyReused(Problem):
 
 
 class Once:
-    """One request under an idempotency key, or under none: then nothing is kept and nothing found."""
+    """One request under an idempotency key, or under none: then nothing is kept and nothing found.
+
+    Questions and their answers are apart, so that a caller may ask several things together (app.kit.driver).
+    """
 
     def __init__(self, accepted: AcceptedRequestRepository, settings: Settings, header: str | None) -> None:
         self._accepted = accepted
         self._settings = settings
         self._key = self._digest("key", read_key(header).encode()) if header is not None else None
         self._request = b""
+        self._claim: Asked | None = None
+        self._kept: Asked | None = None
 
-    async def first_answer(self, request: bytes) -> Response | None:
-        """What the same request was answered before; None when it is the first.
+    async def claim(self, request: bytes) -> None:
+        """Claim the key for a request, which is given whole and in a canonical form: a keyed digest of it is kept."""
+        if self._key is not None:
+            self._request = self._digest("request", request)
+            self._claim = await self._accepted.claim(self._key)
 
-        Args:
-            request: the whole request in a canonical form. Only a keyed digest of it is kept.
+    async def first_answer(self) -> Response | None:
+        """What the request that was claimed for was answered before; None when it is the first.
 
         Raises:
             KeyInUse: the first request under this key is still being answered.
             KeyReused: another request was accepted under this key.
         """
-        if self._key is None:
+        if self._claim is None:
             return None
-        self._request = self._digest("request", request)
-        alone, before = await self._accepted.claim(self._key)
+        alone, before = await self._accepted.claimed(self._claim)
         if before is not None:
             if before.request_digest != self._request:
                 why = "was used for another request; take a new key"
@@ -60,10 +68,15 @@ class Once:
             raise _in_use()
         return None
 
-    async def answer(self, answer: Answer) -> Response:
-        """Keep the answer of the first request, in its transaction, and give it. Raises KeyInUse."""
-        lifetime = timedelta(hours=self._settings.idempotency_hours)
-        if self._key is not None and not await self._accepted.add(self._key, self._request, answer, lifetime):
+    async def keep(self, answer: Answer) -> None:
+        """Keep the answer of the first request, in its transaction."""
+        if self._key is not None:
+            lifetime = timedelta(hours=self._settings.idempotency_hours)
+            self._kept = await self._accepted.add(self._key, self._request, answer, lifetime)
+
+    async def give(self, answer: Answer) -> Response:
+        """The answer that was kept. Raises KeyInUse."""
+        if self._kept is not None and await self._kept.one() is None:
             raise _in_use()
         return _response(answer, replayed=False)
 

@@ -15,29 +15,26 @@ from app.jobs.grounds import Moment
 from app.jobs.lookup import JobView, view
 from app.jobs.tables import JobEvent, OutboxMessage, Run, UnlearnJob
 from app.kit.db import Base
-from app.kit.driver import Prepared
+from app.kit.driver import Asked, Prepared
 
 
-async def store(
-    session: AsyncSession, job: Mapping[str, Any], moment: Moment, *, adapter: str, control: str | None
-) -> JobView | None:
+async def store(session: AsyncSession, job: Mapping[str, Any]) -> Asked:
     """Store a new job with its run, its first event and, unless it waits for approval, the message to the workers.
 
-    Waits for another transaction that stores a job for the same person's request.
+    Waits for another transaction that stores a job for the same person's request. No row comes back when the person's
+    request has a job on the adapter by now, or another job begins the adapter.
 
     Args:
         job: a value for each column of `_GIVEN`.
-        adapter, control: names for the view.
-
-    Returns:
-        The job as it is shown; None when the person's request has a job on the adapter by now, or another job begins
-        the adapter.
     """
-    waits = job["status"] == "awaiting_approval"
-    message = "accepted; waits for approval" if waits else "accepted"
+    message = "accepted; waits for approval" if job["status"] == "awaiting_approval" else "accepted"
     values = {f"job_{name}": value for name, value in job.items()}
-    if not await _STORE.rows(session, **values, message=message):
-        return None
+    return await _STORE.ask(session, **values, message=message)
+
+
+def shown(job: Mapping[str, Any], moment: Moment, *, adapter: str, control: str | None) -> JobView:
+    """A job that `store` has stored, as it is shown; `adapter` and `control` are names."""
+    waits = job["status"] == "awaiting_approval"
     at, position, wait = moment
     of_job = {name: value for name, value in job.items() if name != "metadata"}
     of_run = {**_NEW_RUN, "id": job["run_id"], **{name: job[name] for name in _SHARED}}

@@ -41,6 +41,7 @@ from app.jobs.resolve import canonical
 from app.jobs.schemas import Decision, Extension, JobCreate, JobRead
 from app.jobs.service import Caller, JobService, no_such_job
 from app.jobs.sets import SetReader
+from app.kit.driver import together
 from app.kit.negotiation import HTML, wants
 from app.kit.pagination import Cursor, Limit, Page
 from app.kit.problems import Conflict, Gone, NotFound, responses
@@ -130,15 +131,28 @@ async def create(
     if dry_run:
         planner = await job_planner(request, session, service)
         return JSONResponse((await planner.plan(body)).model_dump(mode="json"))
-    before = await once.first_answer(canonical(body))
+    sent = canonical(body)
+    async with together(session):
+        await once.claim(sent)
+        asked = await service.ask(body)
+    before = await once.first_answer()
     if before is not None:
         return before
-    grounds = await service.look_up(body)
+    grounds = await service.look_up(body, asked)
     # Asked behind all that was answered before: a full queue is no news to who repeats a request.
     await quota.take()
-    job = present(await service.create(body, grounds))
-    answer = Answer(HTTPStatus.ACCEPTED, f"/unlearn-jobs/{job.id}", job.model_dump_json(), retry_after(job))
-    return await once.answer(answer)
+    found = await service.accept(body, grounds)
+    async with together(session):
+        storing = await service.store(body, found)
+        answer = accepted(present(storing.view))
+        await once.keep(answer)
+    await service.confirm(storing)
+    return await once.give(answer)
+
+
+def accepted(job: JobRead) -> Answer:
+    """The answer to who has asked for a job."""
+    return Answer(HTTPStatus.ACCEPTED, f"/unlearn-jobs/{job.id}", job.model_dump_json(), retry_after(job))
 
 
 @router.get(

@@ -15,7 +15,7 @@ from app.adapters.tables import Adapter
 from app.base_models.tables import BaseModelRow
 from app.datasets.tables import Dataset
 from app.jobs.repository import of_request, place_in_queue, seconds_until_end
-from app.kit.driver import Prepared, columns
+from app.kit.driver import Asked, Prepared, columns
 
 
 class Moment(NamedTuple):
@@ -43,7 +43,7 @@ class Grounds:
     datasets: Mapping[str, Dataset]
 
 
-async def find(
+async def ask(
     session: AsyncSession,
     tenant_id: str,
     *,
@@ -52,8 +52,8 @@ async def find(
     default: bool,
     subject_request_id: str | None,
     hold: bool,
-) -> Grounds | None:
-    """Look up what a request names; None where there is no such adapter.
+) -> Asked:
+    """Ask for what a request names; `read` understands the answer.
 
     Args:
         datasets: the ids that it names.
@@ -61,7 +61,12 @@ async def find(
         hold: keep others from purging the datasets until the transaction ends.
     """
     values = {"tenant": tenant_id, "name": adapter, "sets": list(datasets), "default": default}
-    rows = await (_HOLD if hold else _FIND).rows(session, **values, request=subject_request_id)
+    return await (_HOLD if hold else _FIND).ask(session, **values, request=subject_request_id)
+
+
+async def read(asked: Asked) -> Grounds | None:
+    """What a request names; None where there is no such adapter."""
+    rows = await asked.rows()
     first = rows[0]
     if first.adapters_id is None:
         return None

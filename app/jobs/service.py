@@ -19,15 +19,15 @@ from app.adapters.repository import AdapterRepository
 from app.adapters.tables import Adapter, AdapterVersion
 from app.datasets.repository import DatasetRepository
 from app.datasets.service import DatasetService
-from app.jobs import fresh, resolve, transitions
-from app.jobs.acceptance import store
-from app.jobs.grounds import Grounds, find
+from app.jobs import acceptance, fresh, grounds, resolve, transitions
+from app.jobs.grounds import Grounds
 from app.jobs.lookup import JobView
 from app.jobs.repository import JobRepository, JobRow
 from app.jobs.schemas import JobCreate, JobStatistics
 from app.jobs.sets import GivenSet, GivenSets, SetReader
 from app.jobs.tables import UnlearnJob
 from app.kit.calendar import months_after
+from app.kit.driver import Asked
 from app.kit.ids import new_id
 from app.kit.problems import Conflict, NotFound, Problem, invalid_field
 from app.methods import LEAST_FOR_MEMBERSHIP, Method, Policy
@@ -77,6 +77,16 @@ class Resolved:
     due_at: datetime
 
 
+@dataclass(frozen=True)
+class Storing:
+    """A job on its way into the database: its row, how it is shown once it is there, and what was resolved for it."""
+
+    row: dict[str, Any]
+    view: JobView
+    found: Resolved
+    asked: Asked
+
+
 class JobService:
     """Jobs of one tenant."""
 
@@ -101,10 +111,15 @@ class JobService:
         self._caller = caller
         self._tenant_id = caller.tenant_id
 
-    async def look_up(self, request: JobCreate, *, hold: bool = True) -> Grounds:
+    async def ask(self, request: JobCreate) -> Asked | None:
+        """Ask for what a request names, for `look_up` to read; None where it begins an adapter, which takes more."""
+        return await self._ask(request, request.adapter, hold=True) if request.adapter is not None else None
+
+    async def look_up(self, request: JobCreate, asked: Asked | None = None, *, hold: bool = True) -> Grounds:
         """Find what a request names.
 
         Args:
+            asked: by `ask`, where that was done before.
             hold: keep others from purging its datasets until the transaction ends.
 
         Raises:
@@ -113,32 +128,32 @@ class JobService:
             Conflict: the name of its `result_adapter` is not free.
         """
         fresh.check_fields(request)
-        grounds = await self._find(request, hold=hold)
-        if grounds is None:
+        found = await self._find(request, asked, hold=hold)
+        if found is None:
             raise invalid_field("/adapter", "no adapter of this name is registered; GET /adapters lists them")
         if request.callback_url is not None:
             check_callback(request.callback_url, "/callback_url", self._settings)
         # Asked before the sets: those of a request that has succeeded are destroyed.
-        if grounds.before is not None:
-            raise _duplicate(grounds.before)
+        if found.before is not None:
+            raise _duplicate(found.before)
         if request.base_model is not None:
-            await fresh.check_free(self._session, self._tenant_id, grounds.adapter)
-        return grounds
+            await fresh.check_free(self._session, self._tenant_id, found.adapter)
+        return found
 
-    async def _find(self, request: JobCreate, *, hold: bool) -> Grounds | None:
+    async def _find(self, request: JobCreate, asked: Asked | None, *, hold: bool) -> Grounds | None:
         if request.adapter is not None:
-            grounds = await self._named(request, request.adapter, hold=hold)
-            return grounds if grounds and grounds.adapter.head else None
+            found = await grounds.read(asked or await self._ask(request, request.adapter, hold=hold))
+            return found if found and found.adapter.head else None
         savepoint = await self._session.begin_nested()
         name = await fresh.reserve(self._session, self._tenant_id, request)
-        grounds = await self._named(request, name, hold=hold)
+        found = await grounds.read(await self._ask(request, name, hold=hold))
         # A dry run leaves nothing.
         await (savepoint.commit() if hold else savepoint.rollback())
-        return grounds
+        return found
 
-    async def _named(self, request: JobCreate, adapter: str, *, hold: bool) -> Grounds | None:
+    async def _ask(self, request: JobCreate, adapter: str, *, hold: bool) -> Asked:
         named = [each for each in (request.forget_set, request.retain_set, request.holdout_set) if each is not None]
-        return await find(
+        return await grounds.ask(
             self._session,
             self._tenant_id,
             adapter=adapter,
@@ -148,17 +163,44 @@ class JobService:
             hold=hold,
         )
 
-    async def create(self, request: JobCreate, grounds: Grounds) -> JobView:
-        """Check a request, resolve it, and store job, run, event and outbox message.
+    async def create(self, request: JobCreate, found: Grounds) -> JobView:
+        """Check a request, resolve it, and store job, run, event and outbox message. Raises as its three parts do."""
+        storing = await self.store(request, await self.accept(request, found))
+        await self.confirm(storing)
+        return storing.view
 
-        Raises:
-            Invalid: something in the request cannot be accepted.
-            DuplicateRequest: its `subject_request_id` has a job on the adapter by now.
-        """
-        found = await self.resolve(request, grounds, SetReader(self._uploads))
+    async def accept(self, request: JobCreate, found: Grounds) -> Resolved:
+        """Check a request and resolve it, and store what came inside it. Raises Invalid."""
+        resolved = await self.resolve(request, found, SetReader(self._uploads))
         if request.callback_url is not None:
             await self._callbacks.accept(request.callback_url, "/callback_url")
-        return await self._store(self._row(request, found), found)
+        return resolved
+
+    async def store(self, request: JobCreate, found: Resolved) -> Storing:
+        """Have job, run, event and outbox message stored. It is not known yet that they are."""
+        row = self._row(request, found)
+        asked = await acceptance.store(self._session, row)
+        adapter, control = found.grounds.adapter.name, found.control.name if found.control else None
+        view = acceptance.shown(row, found.grounds.moment, adapter=adapter, control=control)
+        return Storing(row, view, found, asked)
+
+    async def confirm(self, storing: Storing) -> None:
+        """See that a job was stored, and have the audit chain say so.
+
+        Raises:
+            DuplicateRequest: its `subject_request_id` has a job on the adapter by now.
+            Conflict: it had one that has just ended, or another job begins its fresh adapter.
+        """
+        job = storing.row
+        if await storing.asked.one() is None:
+            await self._refuse_duplicate(job["adapter_id"], job["subject_request_id"])
+            if job["fresh_lora"] is not None:
+                raise fresh.overtaken()
+            raise Conflict("a job of this subject_request_id has just ended; repeat this request")
+        self._record_accepted(job, storing.found)
+        if job["status"] == "awaiting_approval":
+            await self._jobs.execute(webhooks.emit("unlearn_job.awaiting_approval", job["id"]))
+            self._jobs.record("job.status", job["id"], status="awaiting_approval", run=job["run_id"])
 
     def _row(self, request: JobCreate, found: Resolved) -> dict[str, Any]:
         return {
@@ -184,19 +226,19 @@ class JobService:
             "submitted_by": self._caller.api_key,
         }
 
-    async def resolve(self, request: JobCreate, grounds: Grounds, reader: SetReader) -> Resolved:
+    async def resolve(self, request: JobCreate, found: Grounds, reader: SetReader) -> Resolved:
         """Check a request and settle what it leaves open. Raises Invalid."""
-        base_knows = grounds.adapter.fresh
+        base_knows = found.adapter.fresh
         policy = resolve.policy(
             request.policy, require_approval=self._settings.require_approval, base_knows=base_knows
         )
-        control = await self._control(request.control, grounds.adapter)
+        control = await self._control(request.control, found.adapter)
         wanted = fresh.unanchored(request.method) if base_knows else request.method
-        sets = await reader.read(request, grounds)
+        sets = await reader.read(request, found)
         method = wanted.resolve(sets.forget.dataset.records)
         # One turn in a thread for all that reads the records.
         statistics = await to_thread.run_sync(
-            lambda: sets.examine(Path(grounds.directory), method.max_length, stored=reader.keeps)
+            lambda: sets.examine(Path(found.directory), method.max_length, stored=reader.keeps)
         )
         if not base_knows:
             _require_holdout(request, sets.holdout)
@@ -204,7 +246,7 @@ class JobService:
         at = request.requested_at or datetime.now(UTC)
         # A month is one where the person asked; both times are shown as they are read later.
         times = at.astimezone(UTC), months_after(at, 1).astimezone(UTC)
-        return Resolved(grounds, control, method, policy, sets, statistics, *times)
+        return Resolved(found, control, method, policy, sets, statistics, *times)
 
     async def get(self, job_id: str) -> JobRow:
         """A job with its run. Raises NotFound."""
@@ -285,14 +327,7 @@ class JobService:
         if before is not None:
             raise _duplicate(before)
 
-    async def _store(self, job: dict[str, Any], found: Resolved) -> JobView:
-        adapter, control = found.grounds.adapter.name, found.control.name if found.control else None
-        view = await store(self._session, job, found.grounds.moment, adapter=adapter, control=control)
-        if view is None:
-            await self._refuse_duplicate(job["adapter_id"], job["subject_request_id"])
-            if job["fresh_lora"] is not None:
-                raise fresh.overtaken()
-            raise Conflict("a job of this subject_request_id has just ended; repeat this request")
+    def _record_accepted(self, job: dict[str, Any], found: Resolved) -> None:
         self._jobs.record(
             "job.accepted",
             job["id"],
@@ -307,10 +342,6 @@ class JobService:
             policy={"name": job["policy"]["name"], "version": job["policy"]["version"]},
             seed=job["seed"],
         )
-        if job["status"] == "awaiting_approval":
-            await self._jobs.execute(webhooks.emit("unlearn_job.awaiting_approval", job["id"]))
-            self._jobs.record("job.status", job["id"], status="awaiting_approval", run=job["run_id"])
-        return view
 
     async def _control(self, wanted: str | None, adapter: Adapter) -> Control | None:
         """The version that a job names as its control."""

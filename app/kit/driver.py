@@ -7,7 +7,8 @@ loaded. It runs on the connection of a session, in its transaction, or through `
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from psycopg import AsyncConnection, AsyncRawCursor, OperationalError
@@ -55,12 +56,16 @@ class Prepared:
 
         What the session has not written yet is not seen. Raises the driver's errors (psycopg.Error).
         """
-        return await self.run(await _driver_of(session), values)
+        return await (await self.ask(session, **values)).rows()
 
     async def one(self, session: AsyncSession, **values: object) -> Any:  # noqa: ANN401 - a row
         """The only row, or None. As `rows`."""
         found = await self.rows(session, **values)
         return found[0] if found else None
+
+    async def ask(self, session: AsyncSession, **values: object) -> Asked:
+        """Ask in the session's transaction; within `together` the answer comes at the end of its block. As `rows`."""
+        return await self._ask(await _driver_of(session), values)
 
     def now(self, session: Session, **values: object) -> list[Any]:
         """The rows in the transaction of a session that is not asynchronous, or runs below one that is."""
@@ -72,18 +77,48 @@ class Prepared:
 
     async def run(self, connection: AsyncConnection[Any], values: dict[str, object]) -> list[Any]:
         """The rows, asked on a connection of the driver."""
+        return await (await self._ask(connection, values)).rows()
+
+    async def _ask(self, connection: AsyncConnection[Any], values: dict[str, object]) -> Asked:
         given = {**self._fixed, **values}
         bound = [given[name] if process is None else process(given[name]) for name, process in self._bind]
         # Raw: the numbers of the parameters stand in the text as Postgres reads them.
         cursor = AsyncRawCursor(connection, row_factory=self._row_of)
         await cursor.execute(self._text, bound)
-        return await cursor.fetchall()
+        return Asked(cursor)
 
     def _row_of(self, cursor: Any) -> RowMaker[Any]:  # noqa: ANN401 - psycopg's base of all cursors
         # Its columns are the same each time.
         if self._row is None:
             self._row = namedtuple_row(cursor)
         return self._row
+
+
+class Asked:
+    """A question that was asked. Its answer may still be on its way."""
+
+    def __init__(self, cursor: AsyncRawCursor[Any]) -> None:
+        self._cursor = cursor
+
+    async def rows(self) -> list[Any]:
+        """The rows that came."""
+        return await self._cursor.fetchall()
+
+    async def one(self) -> Any:  # noqa: ANN401 - a row
+        """The only row, or None."""
+        found = await self.rows()
+        return found[0] if found else None
+
+
+@asynccontextmanager
+async def together(session: AsyncSession) -> AsyncIterator[None]:
+    """Send what the block asks in one trip, with the beginning of the transaction, and wait for all of it at its end.
+
+    Raises what the first question raises that fails; those behind it are not run.
+    """
+    connection = await _driver_of(session)
+    async with connection.pipeline():
+        yield
 
 
 async def _driver_of(session: AsyncSession) -> AsyncConnection[Any]:
