@@ -11,6 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.pool import NullPool
 
+from app.kit.liveness import replace_ended
+
 # Constraints carry names, so that migrations can drop and alter them.
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -41,10 +43,10 @@ def on_rollback(session: AsyncSession, undo: Callable[[], None]) -> None:
 
 
 def make_async_engine(url: str) -> AsyncEngine:
-    """The engine of the web side."""
-    return create_async_engine(
-        url, pool_size=10, max_overflow=10, pool_pre_ping=True, hide_parameters=True, connect_args=CONNECTION
-    )
+    """The engine of the web side. A connection that the server has ended is replaced when it is next taken."""
+    engine = create_async_engine(url, pool_size=10, max_overflow=10, hide_parameters=True, connect_args=CONNECTION)
+    replace_ended(engine.sync_engine)
+    return engine
 
 
 def make_engine(url: str) -> Engine:
