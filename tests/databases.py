@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from uuid import uuid4
 
 import psycopg
@@ -76,7 +77,7 @@ class Databases:
             with psycopg.connect(libpq_url(url)) as connection:
                 same = _schema(connection) == self._schemas[url]
                 if same:
-                    _empty(connection)
+                    empty(connection)
             if same:
                 self._free.append(url)
             else:
@@ -93,10 +94,11 @@ def _schema(connection: psycopg.Connection) -> str:
     return str(schema[0])
 
 
-def _empty(connection: psycopg.Connection) -> None:
+def empty(connection: psycopg.Connection, but: Collection[str] = ()) -> None:
+    """Delete all rows, except for those of some tables."""
     # No foreign key or ordinary trigger minds what is deleted by a replica.
     connection.execute("SET session_replication_role = replica")
-    names = [name for (name,) in connection.execute(_TABLES)]
+    names = [name for (name,) in connection.execute(_TABLES) if name not in but]
     any_rows = [sql.SQL("EXISTS (SELECT FROM {})").format(sql.Identifier(name)) for name in names]
     [filled] = connection.execute(sql.SQL("SELECT {}").format(sql.SQL(", ").join(any_rows)))
     for name in (name for name, has_rows in zip(names, filled, strict=True) if has_rows):

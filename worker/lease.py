@@ -203,6 +203,11 @@ class Lease:
             follow(session, run.id, "queued", "handed back by a worker that was told to stop")
             session.execute(outbox.execute_run(run.id))
 
+    def renew(self) -> None:
+        """Renew the lease once, as the thread does on its clock. What is learned by it, `check` tells."""
+        with new_session() as session, session.begin():
+            self._read(session.scalar(transitions.renew(self.claim.run_id, self.claim.attempt, self._lease)))
+
     def _require(self, session: Session) -> None:
         # Locks the row until the transaction ends, so that nobody takes the run in between.
         renewed = session.scalar(transitions.renew(self.claim.run_id, self.claim.attempt, self._lease))
@@ -222,8 +227,7 @@ class Lease:
     def _renew_until_ended(self) -> None:
         while not self._ended.wait(self._heartbeat):
             try:
-                with new_session() as session, session.begin():
-                    self._read(session.scalar(transitions.renew(self.claim.run_id, self.claim.attempt, self._lease)))
+                self.renew()
             except SQLAlchemyError as error:
                 # The lease itself bounds how long this may go on; the next renewal tells whether it was too long.
                 log.warning("lease not renewed", run=self.claim.run_id, error=type(error).__name__)

@@ -172,7 +172,7 @@ class AdapterRepository:
         Raises:
             IntegrityError: the name is taken.
         """
-        on_rollback(self._session, undo)
+        await on_rollback(self._session, undo)
         self._session.add(adapter)
         await self._session.flush()
         self._session.add(version)

@@ -72,7 +72,7 @@ class DatasetRepository:
 
     async def add(self, dataset: Dataset, digest: str, undo: Callable[[], None]) -> None:
         """Store a new one, which the audit chain names by `digest`; `undo` is called should the transaction fail."""
-        on_rollback(self._session, undo)
+        await on_rollback(self._session, undo)
         self._session.add(dataset)
         await self._session.flush()
         await self._session.refresh(dataset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
@@ -149,9 +149,15 @@ class DatasetService:
             raise invalid_field("/query/purge_at", f"must lie within the next {days} days")
 
     async def _register(self, dataset: Dataset) -> Dataset:
+        # Taken now: what rolls back may have found the row's attributes expired.
+        keys = dataset.blob_key, dataset.digests_key
         digest = salted_digest(dataset.sha256, self._salt())
-        await self._repository.add(dataset, digest, undo=lambda: self.vault.delete_blobs(dataset))
+        await self._repository.add(dataset, digest, undo=lambda: self._discard(keys))
         return dataset
+
+    def _discard(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._storage.delete(key)
 
     def _dataset(self, purpose: Purpose, stored: Stored, purge_at: datetime | None = None) -> Dataset:
         return Dataset(

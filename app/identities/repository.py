@@ -46,7 +46,7 @@ class IdentityIndexRepository:
 
     async def add(self, index: IdentityIndex, batches: Iterable[list[Entry]], undo: Callable[[], None]) -> None:
         """Store a new index with its entries; `undo` is called should the transaction fail."""
-        on_rollback(self._session, undo)
+        await on_rollback(self._session, undo)
         self._session.add(index)
         await self._session.flush()
         for batch in batches:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import ClassVar
 
-from sqlalchemy import DateTime, Engine, MetaData, create_engine, event
+from sqlalchemy import Connection, DateTime, Engine, MetaData, create_engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.pool import NullPool
@@ -34,12 +34,21 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar = {datetime: DateTime(timezone=True)}
 
 
-def on_rollback(session: AsyncSession, undo: Callable[[], None]) -> None:
+async def on_rollback(session: AsyncSession, undo: Callable[[], None]) -> None:
     """Have `undo` called should the session's transaction not be committed, whatever the reason.
 
     For what lies outside the database, such as blobs: the transaction that names them decides whether they stay.
+    Once the database was told to commit they do, since a lost connection does not tell whether it did: what no row
+    names is found by `lethe doctor`, what a row names and is gone is lost.
     """
-    event.listen(session.sync_session, "after_rollback", lambda _session: undo(), once=True)
+    told: list[Connection] = []
+    event.listen(session.sync_session, "after_rollback", lambda _session: None if told else undo(), once=True)
+    try:
+        connection = await session.connection()
+    except BaseException:
+        undo()
+        raise
+    event.listen(connection.sync_connection, "commit", told.append)
 
 
 def make_async_engine(url: str) -> AsyncEngine:
