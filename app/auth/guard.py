@@ -35,8 +35,12 @@ class GuardedRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler behind the guard."""
-        handler, guard = super().get_route_handler(), guard_of(self.dependencies)
-        return handler if guard is None else _behind(guard, handler)
+        guard = guard_of(self.dependencies)
+        if guard is None:
+            return super().get_route_handler()
+        # Asked once is enough.
+        self.dependant.dependencies = [each for each in self.dependant.dependencies if each.call is not guard]
+        return _behind(guard, super().get_route_handler())
 
 
 def _behind(

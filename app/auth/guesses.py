@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fastapi import Request
 
@@ -63,10 +64,13 @@ class Guesses:
 
 def address_of(request: Request) -> str:
     """Where a request comes from; of an IPv6 address its network of 64 bits, which is what one customer gets."""
-    if request.client is None:
-        return "unknown"
+    return "unknown" if request.client is None else _network_of(request.client.host)
+
+
+@lru_cache(maxsize=MOST)
+def _network_of(host: str) -> str:
     try:
-        address = ipaddress.ip_address(request.client.host)
+        address = ipaddress.ip_address(host)
     except ValueError:
         return "unknown"
     if address.version == 4:

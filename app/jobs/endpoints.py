@@ -16,10 +16,10 @@ from app.auth.guard import GuardedRoute
 from app.datasets.endpoints import dataset_service
 from app.datasets.repository import DatasetRepository
 from app.dependencies import (
-    ReadsDep,
     SessionDep,
     StorageDep,
     TenantDep,
+    reads_of,
     requires,
     settings_of,
     storage_of,
@@ -35,7 +35,7 @@ from app.jobs.filters import METADATA_PARAMETER, JobFilters, job_filters
 from app.jobs.listing import cursor_after
 from app.jobs.plan import JobPlan, JobPlanner
 from app.jobs.present import present, retry_after
-from app.jobs.quota import QuotaDep, within_quota
+from app.jobs.quota import tenant_quota, within_quota
 from app.jobs.repository import JobRepository
 from app.jobs.resolve import canonical
 from app.jobs.schemas import Decision, Extension, JobCreate, JobRead
@@ -53,8 +53,8 @@ _READ = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND)
 _CHANGE = responses(HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT)
 
 
-# What follows asks the framework for the session alone: it would go through the dependencies of each dependency anew,
-# which takes longer than making all of this.
+# What follows asks the framework for nothing that it can make by itself: the framework would go through the
+# dependencies of each dependency anew, which takes longer than making all of this.
 async def caller_of(request: Request) -> Caller:
     """Who calls."""
     return Caller(await tenant_of(request), request.state.api_key)
@@ -86,20 +86,16 @@ async def job_planner(request: Request, session: AsyncSession, service: JobServi
     return JobPlanner(service, jobs, adapters, SetReader(uploads, keep=False), settings)
 
 
-async def once(
-    request: Request,
-    session: SessionDep,
-    idempotency_key: Annotated[
-        Text | None,
-        Header(description="The same key and body make one job, however often sent, and get the first answer again."),
-    ] = None,
-) -> Once:
-    """The request's idempotency key, if it has one."""
+async def once_under(key: str | None, request: Request, session: AsyncSession) -> Once:
+    """The request under its idempotency key, if it has one."""
     accepted = AcceptedRequestRepository(session, await tenant_of(request))
-    return Once(accepted, await settings_of(request), idempotency_key)
+    return Once(accepted, await settings_of(request), key)
 
 
-OnceDep = Annotated[Once, Depends(once)]
+IdempotencyKey = Annotated[
+    Text | None,
+    Header(description="The same key and body make one job, however often sent, and get the first answer again."),
+]
 
 
 @router.post(
@@ -122,12 +118,11 @@ async def create(
     body: JobCreate,
     request: Request,
     session: SessionDep,
-    service: ServiceDep,
-    once: OnceDep,
-    quota: QuotaDep,
+    idempotency_key: IdempotencyKey = None,
     dry_run: DryRun = False,
 ) -> Response:
     """Ask for records to be unlearned from an adapter."""
+    service, once = await job_service(request, session), await once_under(idempotency_key, request, session)
     if dry_run:
         planner = await job_planner(request, session, service)
         return JSONResponse((await planner.plan(body)).model_dump(mode="json"))
@@ -140,7 +135,7 @@ async def create(
         return before
     grounds = await service.look_up(body, asked)
     # Asked behind all that was answered before: a full queue is no news to who repeats a request.
-    await quota.take()
+    await (await tenant_quota(request, session)).take()
     found = await service.accept(body, grounds)
     async with together(session):
         storing = await service.store(body, found)
@@ -182,9 +177,9 @@ async def list_all(
     response_model=JobRead,
     responses=_READ,
 )
-async def get(job_id: str, reads: ReadsDep, tenant: TenantDep) -> Response:
+async def get(job_id: str, request: Request) -> Response:
     """One job."""
-    found = await lookup.find(reads, tenant, job_id)
+    found = await lookup.find(await reads_of(request), await tenant_of(request), job_id)
     if found is None:
         raise no_such_job()
     job = present(found)

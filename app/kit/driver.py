@@ -174,15 +174,21 @@ class Reads:
     async def rows(self, statement: Prepared, **values: object) -> list[Any]:
         """The rows of a statement that changes nothing. Raises psycopg.Error."""
         try:
-            async with self._pool.connection() as connection:
-                return await statement.run(connection, values)
+            return await self._run(statement, values)
         except PoolTimeout:
             raise
         except OperationalError:
             # The server may have ended the connection while it lay unused: ask the others, and once more.
             await self._pool.check()
-            async with self._pool.connection() as connection:
-                return await statement.run(connection, values)
+            return await self._run(statement, values)
+
+    async def _run(self, statement: Prepared, values: dict[str, object]) -> list[Any]:
+        # Without `connection()` of the pool, which also ends a transaction: there is none.
+        connection = await self._pool.getconn()
+        try:
+            return await statement.run(connection, values)
+        finally:
+            await self._pool.putconn(connection)
 
     async def one(self, statement: Prepared, **values: object) -> Any:  # noqa: ANN401 - a row
         """The only row, or None. As `rows`."""

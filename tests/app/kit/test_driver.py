@@ -16,7 +16,7 @@ from app.auth.tables import Tenant
 from app.embedded.postgres import libpq_url
 from app.jobs.tables import Run
 from app.kit.db import make_async_engine, make_engine
-from app.kit.driver import Prepared, Reads
+from app.kit.driver import Prepared, Reads, together
 
 TENANTS = cast(Table, Tenant.__table__)
 _NEW = insert(TENANTS).values(id=bindparam("new"), name=bindparam("word"))
@@ -75,6 +75,36 @@ async def test_an_error_ends_the_transaction(sessions: async_sessionmaker[AsyncS
     with pytest.raises(UniqueViolation):
         await twice()
     assert await reads.one(FIND, wanted="ten_a") is None
+
+
+async def test_questions_that_travel_together_run_in_their_order(
+    sessions: async_sessionmaker[AsyncSession], reads: Reads
+) -> None:
+    async with sessions() as session, session.begin():
+        async with together(session):
+            before = await FIND.ask(session, wanted="ten_a")
+            added = await ADD.ask(session, new="ten_a", word="a")
+            after = await FIND.ask(session, wanted="ten_a")
+        assert await before.one() is None
+        assert [row.id for row in await added.rows()] == ["ten_a"]
+        assert (await after.one()).name == "a"
+        assert await reads.one(FIND, wanted="ten_a") is None
+    assert (await reads.one(FIND, wanted="ten_a")).name == "a"
+
+
+async def test_what_travels_behind_an_error_is_not_run(
+    sessions: async_sessionmaker[AsyncSession], reads: Reads
+) -> None:
+    async def thrice() -> None:
+        async with sessions() as session, session.begin(), together(session):
+            await ADD.ask(session, new="ten_a", word="a")
+            await ADD.ask(session, new="ten_a", word="a")
+            await ADD.ask(session, new="ten_b", word="b")
+
+    with pytest.raises(UniqueViolation):
+        await thrice()
+    for wanted in ("ten_a", "ten_b"):
+        assert await reads.one(FIND, wanted=wanted) is None
 
 
 def test_it_runs_in_a_session_of_the_workers(database_url: str) -> None:
