@@ -110,6 +110,9 @@ class Job(BaseModel):
     result_version: int | None = None
     attempt: int = 0
     verdict: str | None = None
+    method: dict[str, Any] = {}
+    exact: bool | None = None
+    costs: dict[str, Any] | None = None
     progress: Progress = Progress()
     error: JobError | None = None
     subject_request_id: str | None = None

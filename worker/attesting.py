@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -28,13 +30,14 @@ from worker.lease import Claim
 from worker.order import Order
 
 
-def attest(held: Claim, order: Order, folder: Path) -> Attestation:
+def attest(held: Claim, order: Order, folder: Path, training_set: Dataset | None = None) -> Attestation:
     """Sign the statement of a run that passed, and write it beside the files that it is about.
 
     Reads the evaluation that this attempt stored, so that nothing else than what was stored can be stated.
 
     Args:
         folder: holds the files of the archive but the attestation, as they will be packed.
+        training_set: what the adapter is to hold from now on as its training set.
 
     Returns:
         The row to be stored together with the release; it lacks the id of the version.
@@ -47,7 +50,7 @@ def attest(held: Claim, order: Order, folder: Path) -> Attestation:
     key = require_key(settings)
     with new_session() as session, session.begin():
         record_use(session, key.public)
-        facts = _facts(session, held, order, folder, settings)
+        facts = _facts(session, held, order, folder, settings, training_set)
     envelope = key.sign(build_statement(facts).payload(), statement.PAYLOAD_TYPE)
     (folder / statement.ATTESTATION_FILE).write_bytes(envelope)
     return Attestation(
@@ -67,7 +70,9 @@ def require_key(settings: Settings) -> PrivateKey:
     return settings.signer
 
 
-def _facts(session: Session, held: Claim, order: Order, folder: Path, settings: Settings) -> Facts:
+def _facts(
+    session: Session, held: Claim, order: Order, folder: Path, settings: Settings, training_set: Dataset | None
+) -> Facts:
     of_this_attempt = select(EvaluationRow).where(
         EvaluationRow.run_id == held.run_id, EvaluationRow.attempt == held.attempt
     )
@@ -93,8 +98,16 @@ def _facts(session: Session, held: Claim, order: Order, folder: Path, settings: 
         evaluation_id=evaluation.id,
         evaluation=evaluation.document,
         audit_head=statement.AuditHead(sequence=newest.sequence, hash=newest.hash),
-        limits=packaging.limits(base_knows=order.base_knows),
+        limits=packaging.limits(
+            base_knows=order.base_knows, exact=is_exact(evaluation.document), anew=order.method.type == "retrain"
+        ),
+        training_set=None if training_set is None else _set(training_set, salt),
     )
+
+
+def is_exact(evaluation: Mapping[str, Any]) -> bool:
+    """Whether an evaluation is of a result that was trained anew without any of the forget set."""
+    return bool((evaluation.get("retraining") or {}).get("exact"))
 
 
 def _version(row: AdapterVersion) -> statement.VersionFacts:

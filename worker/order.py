@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from app.adapters.tables import Adapter, AdapterVersion
 from app.base_models.tables import BaseModelRow
 from app.datasets.tables import Dataset
+from app.jobs.schemas import JobCosts
 from app.jobs.tables import UnlearnJob
 from app.kit.crypto import CryptoError
 from app.methods import STORED_METHOD, Method, Policy
@@ -35,6 +36,7 @@ class Order:
         datasets: "forget" and "retain" always, "holdout" where it was given.
         control: an adapter that never saw the forget set, where the job names one.
         training_set: what the adapter was trained on, as far as that is held.
+        costs: what the job was estimated to cost, where it was.
         earlier: forget sets of earlier jobs on this adapter whose records are still held, by job id.
     """
 
@@ -49,6 +51,7 @@ class Order:
     fresh_lora: dict[str, Any] | None = None
     control: AdapterVersion | None = None
     training_set: Dataset | None = None
+    costs: JobCosts | None = None
     earlier: dict[str, Dataset] = field(default_factory=dict)
 
     @property
@@ -147,6 +150,7 @@ def read_order(held: Claim) -> Order:
             datasets=_datasets(session, job),
             control=session.get_one(AdapterVersion, job.control_version_id) if job.control_version_id else None,
             training_set=session.get(Dataset, adapter.training_set_id) if adapter.training_set_id else None,
+            costs=JobCosts.model_validate(job.costs) if job.costs else None,
             earlier=_earlier(session, job),
         )
 

@@ -15,6 +15,7 @@ from app.adapters import archive
 from app.adapters.archive import ArchiveDigest
 from app.adapters.serving import Served, instructions
 from app.attestations.statement import ATTESTATION_FILE
+from app.evaluations.schemas import Retraining
 from app.methods import METHOD_REQUESTS, Method, Policy, describe
 from worker.evaluation.checks import Gate
 from worker.evaluation.evaluate import SetScores
@@ -43,14 +44,31 @@ LIMITS = (
 )
 
 
+ANEW = (
+    "This adapter was trained anew from the base model, by the recipe that was recorded with its training set, "
+    "without the records to forget that were in that set.",
+    "Records count as the same where their content is, character by character: what other records of the training "
+    "set say of the forgotten ones, in other words or in part, was trained on.",
+)
+EXACT = (
+    "Every record to forget was found in the training set and taken out. Exact means that much and no more: other "
+    "hardware would give other bytes by the same recipe, and nothing is said of what the base model knows."
+)
+NOT_EXACT = (
+    "Not every record to forget was found in the training set, so that the result is not exact: what was not found "
+    "may have been trained on in another form."
+)
+
 BASE_KNOWS = (
     "The base model itself knows the records, and was not changed: they are back wherever it is used without this "
     "adapter."
 )
 
 
-def limits(*, base_knows: bool) -> tuple[str, ...]:
+def limits(*, base_knows: bool, exact: bool = False, anew: bool = False) -> tuple[str, ...]:
     """What a result does not prove."""
+    if anew:
+        return (*ANEW, EXACT if exact else NOT_EXACT, *LIMITS[2:])
     return (*LIMITS, BASE_KNOWS) if base_knows else LIMITS
 
 
@@ -96,6 +114,7 @@ class CardFacts:
         not_tested: what no probe looked at.
         begun: the run began the adapter, as a fresh LoRA on the base model.
         base_knows: the base model itself knows the records.
+        retraining: of a result that was trained anew.
     """
 
     job_id: str
@@ -114,6 +133,7 @@ class CardFacts:
     not_tested: Sequence[str]
     begun: bool = False
     base_knows: bool = False
+    retraining: Retraining | None = None
 
 
 def write_adapter_directory(
@@ -200,6 +220,10 @@ def _origin(facts: CardFacts) -> str:
     if facts.begun:
         return f"""A fresh LoRA adapter on `{facts.base_model_name}`, trained to unlearn records that this base model
 itself knows. It began with no effect at all; "before" below is the base model with it."""
+    if facts.retraining is not None:
+        return f"""A LoRA adapter for `{facts.base_model_name}`, trained anew without records that were to be
+forgotten. It has the rank, the target modules and the tensor names of the adapter that it came from, and takes its
+place."""
     return f"""A LoRA adapter for `{facts.base_model_name}` from which records were unlearned. It has the rank, the
 target modules and the tensor names of the adapter that it came from, and takes its place."""
 
@@ -207,6 +231,11 @@ target modules and the tensor names of the adapter that it came from, and takes 
 def _unlearning(facts: CardFacts) -> str:
     method, training = facts.method, facts.training
     course = f"{training.steps} of at most {method.steps} steps, step {training.kept_step} kept"
+    losses = f"`{method.forget_loss.type}` to forget, `{method.retain_loss.type}` to retain"
+    if (anew := facts.retraining) is not None:
+        found = f"{anew.found} of {anew.forget_records} records to forget were in the training set, and are not now"
+        exact = "yes" if anew.exact else "no"
+        losses = f"`{method.retain_loss.type}`, on {anew.training_records} records; {found}; exact: {exact}"
     knobs = json.dumps(method.model_dump(mode="json"), indent=2)
     return f"""## Unlearning
 
@@ -216,7 +245,7 @@ def _unlearning(facts: CardFacts) -> str:
 | forget set | {facts.forget.records} records, `{facts.forget.dataset}` |
 | retain set | {facts.retain.records} records, `{facts.retain.dataset}` |
 | method | {describe(METHOD_REQUESTS[method.type])} |
-| losses | `{method.forget_loss.type}` to forget, `{method.retain_loss.type}` to retain |
+| losses | {losses} |
 | training | {course}: {training.explanation} |
 | seed | {facts.seed} |
 
@@ -254,7 +283,9 @@ def _gate(facts: CardFacts) -> str:
 
 
 def _limits(facts: CardFacts) -> str:
-    lines = (*limits(base_knows=facts.base_knows), *(f"Not tested: {what}." for what in facts.not_tested))
+    anew = facts.retraining
+    stated = limits(base_knows=facts.base_knows, exact=anew is not None and anew.exact, anew=anew is not None)
+    lines = (*stated, *(f"Not tested: {what}." for what in facts.not_tested))
     return "\n".join(("### Limits", "", *(f"- {line}" for line in lines)))
 
 

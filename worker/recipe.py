@@ -1,4 +1,4 @@
-"""One run, from top to bottom: prepare, unlearn, evaluate, package, register.
+"""One run, from top to bottom: prepare, unlearn or train anew, evaluate, package, register.
 
 The adapter that is judged is the one that is shipped: its file is written first, then loaded afresh over a fresh
 base model, and evaluated. Nothing of a run is visible to anybody before the last transaction.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,10 @@ from transformers.utils import logging as transformers_logging
 from app.adapters.archive import file_sha256
 from app.adapters.service import WEIGHTS_NAME
 from app.adapters.tables import AdapterVersion
-from app.evaluations.schemas import EvaluationDocument
-from app.methods import Method
+from app.evaluations.schemas import EvaluationDocument, Retraining
+from app.methods import Method, RetrainMethod
 from app.settings import Settings
-from worker import packaging, reporting
+from worker import packaging, reporting, retraining
 from worker.attesting import require_key
 from worker.beginning import begin_adapter
 from worker.checkpoints import CheckpointStore
@@ -44,8 +44,8 @@ from worker.registering import register, store_evaluation
 from worker.reporting import Trained, Tried
 from worker.unlearning.checkpoint import CheckpointError
 from worker.unlearning.encoding import Example, encode_records
-from worker.unlearning.loop import unlearn
-from worker.unlearning.lora import adapter_state, attach_adapter, read_state
+from worker.unlearning.loop import Outcome, retrain, unlearn
+from worker.unlearning.lora import adapter_state, attach_adapter, read_state, renew
 from worker.unlearning.models import backbone, context_length, load_base
 from worker.watching import PATIENCE_SECONDS, RunWatcher, earlier_checkpoint
 
@@ -102,10 +102,10 @@ def _phases(bench: Workbench, judge: Judge | None) -> None:
     with progress.phase("preparing"):
         folders = {name: _fetch(bench, name, version) for name, version in order.adapters.items()}
         model, tokenizer = _load(bench, folders)
-        examples = _encode(order, model, tokenizer)
+        examples, method, anew = _material(order, model, tokenizer)
         samples = _samples(bench)
     tries: list[Tried] = []
-    method = order.method
+    seconds = 0.0
     while True:
         # On a CPU the judge measures what does not need the result while this process trains; a GPU's memory is the
         # training's.
@@ -118,6 +118,7 @@ def _phases(bench: Workbench, judge: Judge | None) -> None:
                 trained = _train(bench, model, tokenizer, examples, method)
                 lease.progress(step=trained.outcome.steps, total_steps=method.steps)
                 folders["result"] = _write_result(bench, model)
+            seconds += progress.durations("unlearning")["unlearning"]
             del model
             empty_cache(bench.device)
             with progress.phase("evaluating"):
@@ -128,20 +129,23 @@ def _phases(bench: Workbench, judge: Judge | None) -> None:
                     bench.settings.probe_seconds,
                 )
         tries.append(Tried(method, trained, judgement.gate))
-        if judgement.gate.verdict == "passed" or len(tries) >= order.policy.max_attempts:
+        # Training anew once more would give the same again.
+        if judgement.gate.verdict == "passed" or len(tries) >= order.policy.max_attempts or anew:
             break
         method = _escalate(bench, tries)
         with progress.phase("preparing"):
             model, tokenizer = _load(bench, folders)
-    warnings = _warn(lease, order, tries[-1], judgement)
-    store_evaluation(lease, _document(bench, judgement, samples, tries, warnings))
+    warnings = _warn(lease, order, tries[-1], judgement, anew)
+    store_evaluation(lease, _document(bench, judgement, samples, tries, warnings, anew))
+    costs = _costs(bench, tries, seconds)
     if judgement.gate.verdict == "failed":
-        lease.end("gate_failed", f"{reporting.why(judgement.gate)}. {reporting.WHAT_TO_CHANGE}", verdict="failed")
+        why = f"{reporting.why(judgement.gate)}. {reporting.WHAT_TO_CHANGE}"
+        lease.end("gate_failed", why, verdict="failed", **costs)
         return
     with progress.phase("packaging"):
-        _write_card(bench, folders["result"], judgement, tries[-1])
+        _write_card(bench, folders["result"], judgement, tries[-1], anew)
     with progress.phase("registering"):
-        register(lease, order, folders["result"], storage())
+        register(lease, order, folders["result"], storage(), exact=anew is not None and anew.exact, **costs)
 
 
 def _escalate(bench: Workbench, tries: list[Tried]) -> Method:
@@ -180,13 +184,22 @@ def _load(bench: Workbench, folders: dict[str, Path]) -> tuple[PeftModel, PreTra
     if "source" not in folders:
         folders["source"] = bench.folder / "source"
         begin_adapter(bench.order, base, folders["source"])
-    return attach_adapter(base, folders["source"]), tokenizer
+    model, method = attach_adapter(base, folders["source"]), bench.order.method
+    if isinstance(method, RetrainMethod):
+        renew(model, method.seed)
+    return model, tokenizer
 
 
-def _encode(order: Order, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> Examples:
-    context = context_length(model.config)
-    longest = min(order.method.max_length, context) if context else order.method.max_length
-    return {name: encode_records(order.records(name), tokenizer, longest) for name in order.datasets}
+def _material(
+    order: Order, model: PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Examples, Method, Retraining | None]:
+    """What is trained on and how, and what is to be said of it where the adapter is trained anew."""
+    context, method = context_length(model.config), order.method
+    longest = min(method.max_length, context) if context else method.max_length
+    if isinstance(method, RetrainMethod):
+        material = retraining.gather(order, method, tokenizer, longest)
+        return {"training": material.examples}, material.method, material.facts
+    return {name: encode_records(order.records(name), tokenizer, longest) for name in order.datasets}, method, None
 
 
 def _samples(bench: Workbench) -> dict[str, Sample]:
@@ -221,21 +234,25 @@ def _request(bench: Workbench, folders: Mapping[str, Path], samples: Mapping[str
 def _train(
     bench: Workbench, model: PeftModel, tokenizer: PreTrainedTokenizerBase, examples: Examples, method: Method
 ) -> Trained:
-    """Unlearn, from the newest checkpoint of an earlier attempt if there is one."""
+    """Unlearn or train anew, from the newest checkpoint of an earlier attempt if there is one."""
     lease, order = bench.lease, bench.order
     store = CheckpointStore(lease.claim, order.datasets["forget"], storage(), vault())
     watcher = RunWatcher(lease, bench.progress, store, bench.settings.checkpoint_seconds)
-    run = partial(
-        unlearn,
-        model,
-        tokenizer,
-        examples["forget"],
-        examples["retain"],
-        method,
-        seed=order.seed,
-        targets=order.policy.targets,
-        watcher=watcher,
-    )
+    run: Callable[..., Outcome]
+    if isinstance(method, RetrainMethod):
+        run = partial(retrain, model, tokenizer, examples["training"], method, watcher=watcher)
+    else:
+        run = partial(
+            unlearn,
+            model,
+            tokenizer,
+            examples["forget"],
+            examples["retain"],
+            method,
+            seed=order.seed,
+            targets=order.policy.targets,
+            watcher=watcher,
+        )
     with lease.postponing(PATIENCE_SECONDS):
         found = earlier_checkpoint(lease, store)
         if found is not None:
@@ -265,7 +282,7 @@ def _config(bench: Workbench) -> dict[str, Any]:
     return config
 
 
-def _write_card(bench: Workbench, folder: Path, judgement: Judgement, last: Tried) -> None:
+def _write_card(bench: Workbench, folder: Path, judgement: Judgement, last: Tried, anew: Retraining | None) -> None:
     order, scores = bench.order, judgement.scores
     columns = {"before": "source", "after": "result", "base model alone": "base", "control": "control"}
     facts = packaging.CardFacts(
@@ -276,6 +293,7 @@ def _write_card(bench: Workbench, folder: Path, judgement: Judgement, last: Trie
         config=_config(bench),
         begun=order.source is None,
         base_knows=order.base_knows,
+        retraining=anew,
         method=last.method,
         training=last.trained.outcome,
         seed=order.seed,
@@ -295,6 +313,7 @@ def _document(
     samples: Mapping[str, Sample],
     tries: list[Tried],
     warnings: list[str],
+    anew: Retraining | None,
 ) -> EvaluationDocument:
     order, last = bench.order, tries[-1]
     return EvaluationDocument.model_validate(
@@ -313,6 +332,7 @@ def _document(
             "environment": reporting.environment(bench.device, bench.threads, bench.settings),
             "durations": bench.progress.durations("preparing", "unlearning", "evaluating"),
             "training": reporting.training(last),
+            "retraining": anew,
             "tries": reporting.tries(tries),
             "warnings": warnings,
             "not_tested": reporting.not_tested(judgement),
@@ -320,10 +340,21 @@ def _document(
     )
 
 
-def _warn(lease: Lease, order: Order, last: Tried, judgement: Judgement) -> list[str]:
+def _costs(bench: Workbench, tries: list[Tried], seconds: float) -> dict[str, Any]:
+    """The column of the job that holds what it was estimated to cost, with what it did; told in the history."""
+    estimated, last = bench.order.costs, tries[-1]
+    if estimated is None:
+        return {}
+    costs = retraining.measured(estimated, tries, seconds)
+    bench.lease.event(retraining.compared(costs, anew=last.method.type == "retrain"))
+    return {"costs": costs.model_dump()}
+
+
+def _warn(lease: Lease, order: Order, last: Tried, judgement: Judgement, anew: Retraining | None) -> list[str]:
     """What a reader of the verdict should know; put into the history, too."""
     warnings = [
         *([packaging.BASE_KNOWS] if order.base_knows else []),
+        *retraining.not_exact(anew),
         *reporting.missed_targets(order, last),
         *reporting.unknown_records(judgement),
         *reporting.unfit_control(judgement),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from sqlalchemy import func, select, update
@@ -51,8 +52,10 @@ def store_evaluation(lease: Lease, document: EvaluationDocument) -> None:
     )
 
 
-def register(lease: Lease, order: Order, folder: Path, storage: Storage) -> None:
+def register(lease: Lease, order: Order, folder: Path, storage: Storage, **job_values: object) -> None:
     """Release the adapter in `folder`: it is attested, then one transaction makes it the head and ends the job.
+
+    `job_values` are columns of the job, written along.
 
     What was unlearned leaves the adapter's training set in the same transaction.
 
@@ -62,8 +65,8 @@ def register(lease: Lease, order: Order, folder: Path, storage: Storage) -> None
     """
     reduced = training_sets.reduce(order)
     try:
-        attestation = attest(lease.claim, order, folder)
-        _register(lease, order, folder, storage, attestation, reduced)
+        attestation = attest(lease.claim, order, folder, reduced.dataset if reduced else None)
+        _register(lease, order, folder, storage, attestation, reduced, job_values)
     finally:
         training_sets.discard_unless_held(reduced)
 
@@ -75,6 +78,7 @@ def _register(
     storage: Storage,
     attestation: Attestation,
     reduced: training_sets.Reduced | None,
+    job_values: Mapping[str, object],
 ) -> None:
     version = _store(lease, order, folder, storage)
     try:
@@ -84,6 +88,7 @@ def _register(
             with_it=lambda session: _release(session, order, version, attestation, reduced),
             verdict="passed",
             result_version=version.number,
+            **job_values,
         )
     except BaseException:
         _discard_unless_released(version, storage)

@@ -136,6 +136,7 @@ def training(last: Tried) -> dict[str, object]:
         "explanation": outcome.explanation,
         "micro_batch_size": outcome.micro_batch_size,
         "passes": outcome.passes,
+        "sequences": outcome.sequences,
         "resumed": last.trained.resumed,
         "probes": [_probe(probe) for probe in outcome.probes],
     }

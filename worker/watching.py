@@ -40,9 +40,10 @@ class RunWatcher(Watcher):
         last = report.step == report.total_steps
         if not last and report.step % max(1, report.total_steps // METRICS_PER_RUN):
             return
-        if report.kind == "rehearsal":
+        if report.kind in ("rehearsal", "training"):
+            doing = ", rehearsing" if report.kind == "rehearsal" else ""
             self._lease.metrics(
-                f"step {report.step} of {report.total_steps}, rehearsing",
+                f"step {report.step} of {report.total_steps}{doing}",
                 step=report.step,
                 retain_loss=report.retain_loss,
                 update_norm=report.update_norm,

@@ -128,10 +128,10 @@ async def update(name: str, body: AdapterUpdate, service: ServiceDep) -> Adapter
     dependencies=[requires("adapters:write")],
     status_code=HTTPStatus.NO_CONTENT,
     operation_id="drop_training_set",
-    responses=_READ,
+    responses={**_READ, **responses(HTTPStatus.CONFLICT)},
 )
 async def drop_training_set(name: str, service: ServiceDep) -> None:
-    """Destroy the adapter's training set now. Jobs on it cannot train it anew any more."""
+    """Destroy the adapter's training set now: no job trains it anew any more. 409 while one is to."""
     await service.drop_training_set(name)
 
 

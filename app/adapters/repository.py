@@ -13,7 +13,7 @@ from app.adapters.tables import Adapter, AdapterAlias, AdapterVersion
 from app.attestations.tables import Attestation
 from app.audit.record import append
 from app.base_models.tables import BaseModelRow
-from app.jobs.tables import UnlearnJob
+from app.jobs.tables import LIVE, UnlearnJob
 from app.kit.db import on_rollback
 from app.kit.pagination import newest_first, split_page
 
@@ -147,6 +147,12 @@ class AdapterRepository:
         await self._session.flush()
         session = self._session.sync_session
         append(session, self._tenant_id, "adapter.default_retain_set", "adapter", adapter.id, data)
+
+    async def retraining_job(self, adapter: Adapter) -> str | None:
+        """The id of a job that has not ended and is to train the adapter anew."""
+        mine = (UnlearnJob.tenant_id == self._tenant_id, UnlearnJob.adapter_id == adapter.id)
+        live = select(UnlearnJob.id).where(*mine, UnlearnJob.status.in_(LIVE))
+        return await self._session.scalar(live.where(UnlearnJob.method["type"].astext == "retrain").limit(1))
 
     async def release_training_set(self, adapter: Adapter, dataset_id: str) -> bool:
         """Have the adapter hold no training set; whether it held this one until now."""

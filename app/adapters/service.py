@@ -206,10 +206,14 @@ class AdapterService:
 
         Raises:
             NotFound: there is no such adapter.
+            Conflict: a job that has not ended is to train it anew.
         """
         adapter = await self.get(name)
         if adapter.training_set_id is None:
             return
+        job_id = await self._adapters.retraining_job(adapter)
+        if job_id is not None:
+            raise Conflict(f"job {job_id} is to train the adapter anew; cancel it or wait for its end")
         dataset = await self._datasets.by_id(adapter.training_set_id, lock=True)
         if dataset is None or not await self._adapters.release_training_set(adapter, dataset.id):
             return

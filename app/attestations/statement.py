@@ -25,7 +25,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 # The other files of an archive: what is attested.
 SUBJECTS = ("README.md", "adapter_config.json", WEIGHTS_FILE)
 
-_TRAINING = ("steps", "kept_step", "most_steps", "reason", "micro_batch_size", "passes", "resumed")
+_TRAINING = ("steps", "kept_step", "most_steps", "sequences", "reason", "micro_batch_size", "passes", "resumed")
 _TRY = ("number", "change", "steps", "verdict", "missed")
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -95,6 +95,17 @@ class Datasets(_Part):
     holdout: DatasetFacts | None = None
 
 
+class RetrainingFacts(_Open):
+    """A result that was trained anew without the forget set: what was found of that, and what is left."""
+
+    exact: bool
+    forget_records: int
+    found: int
+    removed: int
+    training_records: int
+    training_set: DatasetFacts
+
+
 class PolicyFacts(_Open):
     """The policy, with all of its values."""
 
@@ -151,6 +162,10 @@ class Predicate(_Part):
     control: VersionFacts | None = None
     datasets: Datasets
     method: dict[str, Any]
+    exact: Annotated[bool, Field(description="Trained anew without any of the forget set (docs/attestation.md).")] = (
+        False
+    )
+    retraining: RetrainingFacts | None = None
     seed: int
     training: dict[str, Any]
     tries: list[dict[str, Any]]
@@ -188,6 +203,7 @@ class Facts:
         evaluation: the evaluation as it is stored.
         evaluation_id: its id.
         limits: what the result does not prove.
+        training_set: what a result was trained on that was trained anew.
     """
 
     job: str
@@ -205,6 +221,7 @@ class Facts:
     audit_head: AuditHead
     limits: tuple[str, ...]
     fresh_lora: Mapping[str, Any] | None = None
+    training_set: DatasetFacts | None = None
 
 
 def build_statement(facts: Facts) -> Statement:
@@ -238,6 +255,7 @@ def _predicate(facts: Facts) -> dict[str, Any]:
     return (
         {name: getattr(facts, name) for name in named}
         | {name: evaluation[name] for name in copied}
+        | _retraining(facts)
         | {
             "training": _some(evaluation.get("training") or {}, _TRAINING),
             "tries": [_some(one, _TRY) for one in evaluation.get("tries", ())],
@@ -255,6 +273,15 @@ def _predicate(facts: Facts) -> dict[str, Any]:
             ),
         }
     )
+
+
+def _retraining(facts: Facts) -> dict[str, Any]:
+    measured = facts.evaluation.get("retraining")
+    if measured is None:
+        return {"exact": False, "retraining": None}
+    if facts.training_set is None or facts.training_set.records != measured["training_records"]:
+        raise ValueError("the training set is not the one that was trained on")
+    return {"exact": measured["exact"], "retraining": measured | {"training_set": facts.training_set}}
 
 
 def _some(found: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:

@@ -32,7 +32,9 @@ def submit(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Makes the run repeatable; drawn when absent.")] = None,
     policy: Annotated[str | None, typer.Option(help="Name of a policy, or its thresholds as JSON.")] = None,
-    method: Annotated[str | None, typer.Option(help="Method settings as JSON; the defaults fit.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Name of a method, such as auto or retrain, or its settings as JSON.")
+    ] = None,
     subject_request_id: Annotated[str | None, typer.Option(help="The controller's id of the request.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow the job; exit 1 unless it succeeds.")] = False,
     dry_run: Annotated[
@@ -59,7 +61,8 @@ def submit(
     if policy is not None:
         body["policy"] = parse_object(policy, "--policy") if policy.lstrip().startswith("{") else policy
     if method is not None:
-        body["method"] = parse_object(method, "--method")
+        named = not method.lstrip().startswith("{")
+        body["method"] = {"type": method} if named else parse_object(method, "--method")
     files = {"forget": forget, "retain": retain, "holdout": holdout}
     with connect(url, api_key, data_dir) as client:
         if dry_run:
@@ -159,6 +162,7 @@ def summary(job: Job) -> str:
         "cancel": f"asked for {job.cancel_requested_at}" if job.cancel_requested_at and not job.finished else None,
         "verdict": job.verdict,
         "adapter": f"{job.adapter}, version {job.source_version or '-'}{result}",
+        "method": _method(job),
         "request": job.subject_request_id,
         "due": f"{job.due_at} (overdue)" if job.overdue else job.due_at,
         "created": job.created_at,
@@ -166,6 +170,13 @@ def summary(job: Job) -> str:
         "error": f"{job.error.message} [{job.error.code}]" if job.error else None,
     }
     return "\n".join(f"{name:<9}{value}" for name, value in rows.items() if value is not None)
+
+
+def _method(job: Job) -> str | None:
+    """The method, and why it is that one where there was something to choose."""
+    name = job.method.get("type")
+    exact = {True: ", exact", False: ", not exact", None: ""}[job.exact] if name == "retrain" else ""
+    return f"{name}{exact} ({job.costs['reason']})" if name and job.costs else name
 
 
 def download(

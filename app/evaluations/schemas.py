@@ -185,6 +185,10 @@ class Training(BaseModel):
     explanation: str
     micro_batch_size: Annotated[int, Field(description="What it came down to.")]
     passes: Annotated[int, Field(description="Forward and backward passes per micro-batch.")]
+    sequences: Annotated[
+        int | None,
+        Field(description="Passed over, forward and backward, over all steps. Null before version 0.4."),
+    ] = None
     resumed: Annotated[bool, Field(description="Whether it went on from the checkpoint of an earlier attempt.")]
     probes: list[Probe]
 
@@ -200,6 +204,22 @@ class Try(BaseModel):
     steps: int
     verdict: Literal["passed", "failed"]
     missed: Annotated[list[str], Field(description="Names of the checks that failed.")]
+
+
+class Retraining(BaseModel):
+    """A result that was trained anew from the base model, by the recorded recipe, without the forget set.
+
+    Exact means that much and no more: it is no claim that two trainings give the same bytes, nor about what else the
+    training set says of the records in other words.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    exact: Annotated[bool, Field(description="Whether every forget record was in the training set, and taken out.")]
+    forget_records: Annotated[int, Field(description="Different ones.")]
+    found: Annotated[int, Field(description="Those of them that the training set held.")]
+    removed: Annotated[int, Field(description="Records that were taken out, repeated ones included.")]
+    training_records: Annotated[int, Field(description="Records that were trained on.")]
 
 
 class Durations(BaseModel):
@@ -237,6 +257,7 @@ class EvaluationDocument(BaseModel):
     training: Annotated[Training | None, Field(description="Null before version 0.2.")] = None
     probes: Annotated[list[ProbeReport], Field(description="Empty before version 0.3.")] = []
     records: Annotated[Records | None, Field(description="Null before version 0.3.")] = None
+    retraining: Annotated[Retraining | None, Field(description="Null for a result that was unlearned from.")] = None
     tries: Annotated[list[Try], Field(description="Every training of the run, the last one's result is judged.")] = []
     warnings: Annotated[list[str], Field(description="What a reader of the verdict should know.")]
     not_tested: Annotated[list[str], Field(description="What this evaluation says nothing about.")]

@@ -97,6 +97,7 @@ _GIVEN = (
     "method",
     "policy",
     "statistics",
+    "costs",
     "fresh_lora",
     "seed",
     "subject_request_id",

@@ -153,7 +153,7 @@ def _memory(method: Method, base: BaseModelRow, statistics: JobStatistics, setti
     in_flight = (per_token + width * _ACTIVATION_BYTES) * number / 2
     sets = [part.tokens for part in (statistics.forget, statistics.retain) if part.tokens]
     longest = max((min(each.max, each.max_length) for each in sets), default=method.max_length)
-    whole = method.forget_batch_size + method.retain_batch_size
+    whole = method.retain_batch_size + (0 if method.type == "retrain" else method.forget_batch_size)
     most = whole if method.micro_batch_size == "auto" else min(whole, 2 * method.micro_batch_size)
     return _rounded(weights + in_flight * longest, (weights + in_flight * longest * most) * 1.2)
 

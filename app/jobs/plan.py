@@ -13,7 +13,7 @@ from app.jobs.estimate import Estimate, estimate
 from app.jobs.fresh import stored
 from app.jobs.present import fresh
 from app.jobs.repository import JobRepository
-from app.jobs.schemas import FreshLora, JobCreate, JobStatistics
+from app.jobs.schemas import FreshLora, JobCosts, JobCreate, JobStatistics
 from app.jobs.service import JobService, Resolved
 from app.jobs.sets import SetReader
 from app.methods import LEAST_FOR_MEMBERSHIP, Policy, StoredMethod
@@ -33,6 +33,7 @@ WarningCode = Literal[
     "no_gpu_worker",
     "adapter_busy",
     "due_soon",
+    "not_exact",
 ]
 
 
@@ -59,6 +60,7 @@ class JobPlan(BaseModel):
     policy: Policy
     seed: Annotated[int | None, Field(description="Null: drawn when the job is accepted.")]
     statistics: JobStatistics
+    costs: Annotated[JobCosts | None, Field(description='Of a request for "retrain" or "auto", null for others.')]
     estimate: Estimate
     requested_at: datetime
     due_at: datetime
@@ -100,6 +102,7 @@ class JobPlanner:
             policy=found.policy,
             seed=request.seed,
             statistics=found.statistics,
+            costs=found.costs,
             estimate=estimate(found.method, attempts, base, found.statistics, earlier, self._settings),
             requested_at=found.requested_at,
             due_at=found.due_at,
@@ -129,7 +132,13 @@ def _of_sets(found: Resolved) -> Iterator[PlanWarning]:
         message="nobody can tell from here whether the prompts are written as the adapter saw them in training; "
         "where they are not, the evaluation finds little to forget",
     )
-    sets = found.statistics
+    costs, sets = found.costs, found.statistics
+    if costs and found.method.type == "retrain" and (costs.found or 0) < costs.forget_records:
+        text = (
+            f"{costs.forget_records - (costs.found or 0)} of {costs.forget_records} forget records are not in the "
+            "training set, so that the result is not exact"
+        )
+        yield PlanWarning(code="not_exact", message=text)
     if sets.retain.records < FEW_RETAIN_RECORDS:
         text = (
             f"{sets.retain.records} retain record(s) say little of what has to stay; {FEW_RETAIN_RECORDS} or more do"

@@ -32,6 +32,8 @@ def present(row: JobRow | JobView) -> JobRead:
             "method": job.method,
             "policy": job.policy,
             "statistics": job.statistics,
+            "costs": job.costs,
+            "exact": job.exact if job.method.get("type") == "retrain" else False,
             "seed": job.seed,
             "verdict": job.verdict,
             "progress": _progress(run, position, wait),

@@ -13,7 +13,8 @@ from app.methods import AUDIT_POLICY, DEFAULT_POLICY, LIMITS, NEED_NEVER_SEEN, P
 
 _TRAINING = "training_"
 _LOWER_IS_STRICTER = "max_"
-_FREE = ("max_attempts",)  # more or fewer trainings make a verdict neither stricter nor looser
+# More or fewer trainings, or a training anew, make a verdict neither stricter nor looser.
+_FREE = ("max_attempts", "exact_if_cheaper_than")
 _OWN = ("version", "description")
 TIGHTENED, BASE_KNOWS = ".tightened", ".base_knows"
 

@@ -11,7 +11,7 @@ from app.adapters.schemas import AdapterName
 from app.base_models.schemas import Name
 from app.datasets.statistics import SetStatistics
 from app.kit.text import Text
-from app.methods import BlurRequest, MethodRequest, Policy, StoredMethod
+from app.methods import BlurRequest, Policy, StoredMethod, WantedMethod
 from app.webhooks.schemas import CallbackUrl
 
 Status = Literal["awaiting_approval", "queued", "running", "succeeded", "gate_failed", "failed", "cancelled"]
@@ -103,7 +103,7 @@ class JobCreate(BaseModel):
             "It takes the place of the base model alone as the measure of never having seen the records.",
         ),
     ] = None
-    method: Annotated[MethodRequest, Field(description="GET /methods shows every knob; defaults are right.")] = (
+    method: Annotated[WantedMethod, Field(description="GET /methods shows every knob; defaults are right.")] = (
         BlurRequest()
     )
     policy: Annotated[
@@ -141,6 +141,33 @@ class JobStatistics(BaseModel):
     forget: SetStatistics
     retain: SetStatistics
     holdout: SetStatistics | None
+
+
+class Cost(BaseModel):
+    """What a training takes. A sequence is passed over forward and backward, once a step that it is in."""
+
+    steps: Annotated[int, Field(description="Optimizer steps, the most that there may be.")]
+    sequences: Annotated[int, Field(description="Over all steps.")]
+
+
+class MeasuredCost(Cost):
+    """What the trainings of a run took."""
+
+    seconds: float
+
+
+class JobCosts(BaseModel):
+    """Training anew against unlearning: what was known of both when the job was accepted, and what it came to."""
+
+    asked: Annotated[Literal["retrain", "auto"], Field(description="What the request said.")]
+    reason: Annotated[str, Field(description="Why the job's method is what it is.")]
+    forget_records: Annotated[int, Field(description="Different ones.")]
+    found: Annotated[int | None, Field(description="Those of them that are in the adapter's training set.")]
+    training_records: Annotated[int | None, Field(description="Records that the training set holds.")]
+    retrain: Annotated[Cost | None, Field(description="Of training anew; null where that cannot be.")]
+    unlearn: Annotated[Cost, Field(description="Of the default method with all of its steps; it may end earlier.")]
+    exact_if_cheaper_than: Annotated[float, Field(description="The policy's.")]
+    measured: Annotated[MeasuredCost | None, Field(description="Of the job's method, once it has run.")] = None
 
 
 class Progress(BaseModel):
@@ -214,6 +241,16 @@ class JobRead(BaseModel):
     method: StoredMethod
     policy: Policy
     statistics: Annotated[JobStatistics | None, Field(description="As counted when it was accepted.")] = None
+    costs: Annotated[
+        JobCosts | None, Field(description='Of a job that asked for "retrain" or "auto", null for others.')
+    ] = None
+    exact: Annotated[
+        bool | None,
+        Field(
+            description="Whether the result was trained anew without the records, every one of which was in the "
+            "training set; null until that is known."
+        ),
+    ] = None
     seed: int
     verdict: Literal["passed", "failed"] | None
     progress: Progress

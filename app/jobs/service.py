@@ -20,17 +20,26 @@ from app.adapters.tables import Adapter, AdapterVersion
 from app.datasets.repository import DatasetRepository
 from app.datasets.service import DatasetService
 from app.jobs import acceptance, fresh, grounds, resolve, transitions
+from app.jobs.choosing import Choice, Held, choose
 from app.jobs.grounds import Grounds
 from app.jobs.lookup import JobView
 from app.jobs.repository import JobRepository, JobRow
-from app.jobs.schemas import JobCreate, JobStatistics
+from app.jobs.schemas import JobCosts, JobCreate, JobStatistics
 from app.jobs.sets import GivenSet, GivenSets, SetReader
 from app.jobs.tables import UnlearnJob
 from app.kit.calendar import months_after
 from app.kit.driver import Asked
 from app.kit.ids import new_id
 from app.kit.problems import Conflict, NotFound, Problem, invalid_field
-from app.methods import LEAST_FOR_MEMBERSHIP, Method, Policy
+from app.methods import (
+    LEAST_FOR_MEMBERSHIP,
+    AutoRequest,
+    Method,
+    Policy,
+    Recipe,
+    RetrainRequest,
+    WantedMethod,
+)
 from app.settings import Settings
 from app.webhooks import events as webhooks
 from app.webhooks.service import WebhookService, check_callback
@@ -70,6 +79,7 @@ class Resolved:
     grounds: Grounds
     control: Control | None
     method: Method
+    costs: JobCosts | None
     policy: Policy
     sets: GivenSets
     statistics: JobStatistics
@@ -216,6 +226,7 @@ class JobService:
             "method": found.method.model_dump(),
             "policy": found.policy.model_dump(),
             "statistics": found.statistics.model_dump(),
+            "costs": found.costs.model_dump() if found.costs else None,
             "fresh_lora": fresh.stored(request),
             "seed": request.seed if request.seed is not None else secrets.randbelow(2**31),
             "subject_request_id": request.subject_request_id,
@@ -233,9 +244,9 @@ class JobService:
             request.policy, require_approval=self._settings.require_approval, base_knows=base_knows
         )
         control = await self._control(request.control, found.adapter)
-        wanted = fresh.unanchored(request.method) if base_knows else request.method
         sets = await reader.read(request, found)
-        method = wanted.resolve(sets.forget.dataset.records)
+        choice = await self._choose(request.method, found, sets, policy)
+        method = choice.method
         # One turn in a thread for all that reads the records.
         statistics = await to_thread.run_sync(
             lambda: sets.examine(Path(found.directory), method.max_length, stored=reader.keeps)
@@ -246,7 +257,20 @@ class JobService:
         at = request.requested_at or datetime.now(UTC)
         # A month is one where the person asked; both times are shown as they are read later.
         times = at.astimezone(UTC), months_after(at, 1).astimezone(UTC)
-        return Resolved(found, control, method, policy, sets, statistics, *times)
+        return Resolved(found, control, method, choice.costs, policy, sets, statistics, *times)
+
+    async def _choose(self, wanted: WantedMethod, found: Grounds, sets: GivenSets, policy: Policy) -> Choice:
+        """The method of a job, which may be left to the service."""
+        adapter = found.adapter
+        if not isinstance(wanted, RetrainRequest | AutoRequest):
+            unlearning = fresh.unanchored(wanted) if adapter.fresh else wanted
+            return Choice(unlearning.resolve(sets.forget.dataset.records), None)
+        held = None
+        dataset = await self._datasets.by_id(adapter.training_set_id) if adapter.training_set_id else None
+        if dataset is not None and dataset.purged_at is None:
+            recipe = Recipe.model_validate(adapter.recipe)
+            held = Held(dataset, recipe, self._uploads.vault, Path(found.directory))
+        return await to_thread.run_sync(choose, wanted, adapter, held, sets, policy)
 
     async def get(self, job_id: str) -> JobRow:
         """A job with its run. Raises NotFound."""

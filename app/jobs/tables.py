@@ -139,6 +139,10 @@ class UnlearnJob(Base):
     policy: Mapped[dict[str, Any]] = mapped_column(JSONB)
     # What the sets held when the job was accepted; null for jobs of version 0.1.
     statistics: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    # Training anew against unlearning (app.jobs.schemas.JobCosts); null where a method that unlearns was named.
+    costs: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    # Whether the result was trained anew without any of the records; null unless a run that trains anew released it.
+    exact: Mapped[bool | None]
     # The shape of the adapter that the job begins, and the name of its base model; null where it starts from a head.
     fresh_lora: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     seed: Mapped[int] = mapped_column(BigInteger)

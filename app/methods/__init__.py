@@ -26,6 +26,7 @@ from app.methods.method import (
     METHOD_REQUEST,
     METHOD_REQUESTS,
     STORED_METHOD,
+    UNLEARNING_REQUESTS,
     BlurMethod,
     BlurRequest,
     ForgetUpperMethod,
@@ -35,6 +36,7 @@ from app.methods.method import (
     PduMethod,
     PduRequest,
     StoredMethod,
+    WantedMethod,
     WeightedSumMethod,
     WeightedSumRequest,
 )
@@ -50,7 +52,8 @@ from app.methods.policy import (
     ProbeName,
     Targets,
 )
-from app.methods.recipe import Epochs, Recipe
+from app.methods.recipe import Recipe
+from app.methods.retraining import AutoRequest, RetrainMethod, RetrainRequest
 from app.methods.schedules import (
     SCHEDULES,
     Cycles,
@@ -81,11 +84,12 @@ __all__ = [
     "SCHEDULES",
     "STOP_RULES",
     "STORED_METHOD",
+    "UNLEARNING_REQUESTS",
+    "AutoRequest",
     "BlurMethod",
     "BlurRequest",
     "CeuLoss",
     "Cycles",
-    "Epochs",
     "ForgetLoss",
     "ForgetUpperMethod",
     "ForgetUpperRequest",
@@ -105,6 +109,8 @@ __all__ = [
     "ProbeName",
     "Recipe",
     "RetainLoss",
+    "RetrainMethod",
+    "RetrainRequest",
     "RmuLoss",
     "Schedule",
     "SimNpoLoss",
@@ -116,6 +122,7 @@ __all__ = [
     "Stretch",
     "Targets",
     "UndialLoss",
+    "WantedMethod",
     "WeightedSumMethod",
     "WeightedSumRequest",
     "WgaLoss",

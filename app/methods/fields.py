@@ -19,6 +19,17 @@ Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Gamma = Annotated[float, Field(ge=0, le=1000)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
 BatchSize = Annotated[int, Field(ge=1, le=1024)]
+MicroBatchSize = Annotated[
+    BatchSize | Auto,
+    Field(
+        description="Sequences of each set per forward pass. Changes memory, never the result beyond rounding. "
+        '"auto" starts with the whole batch and halves when memory runs out.'
+    ),
+]
+GradientCheckpointing = Annotated[
+    bool,
+    Field(description="Compute activations twice instead of keeping them: less memory, a third more time."),
+]
 
 
 def by_type(default: str) -> Discriminator:

@@ -12,8 +12,21 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, Tag, TypeAdapter, model_validator
 
-from app.methods.fields import MAX_STEPS, Auto, BatchSize, Gamma, Steps, Strict, Weight, by_type, members
+from app.methods.fields import (
+    MAX_STEPS,
+    Auto,
+    BatchSize,
+    Gamma,
+    GradientCheckpointing,
+    MicroBatchSize,
+    Steps,
+    Strict,
+    Weight,
+    by_type,
+    members,
+)
 from app.methods.losses import ForgetLoss, NllLoss, NpoLoss, RetainLoss
+from app.methods.retraining import AutoRequest, RetrainMethod, RetrainRequest
 from app.methods.schedules import Schedule, Stretch
 from app.methods.stopping import StopAtTargets, StopRule
 
@@ -69,13 +82,7 @@ class _Knobs(Strict):
             description="Tokens per sequence. A longer record is cut into windows, so that none of it is left out.",
         ),
     ] = 512
-    micro_batch_size: Annotated[
-        BatchSize | Auto,
-        Field(
-            description="Sequences of each set per forward pass. Changes memory, never the result beyond rounding. "
-            '"auto" starts with the whole batch and halves when memory runs out.'
-        ),
-    ] = "auto"
+    micro_batch_size: MicroBatchSize = "auto"
     passes: Annotated[
         Literal["auto", "one", "two"],
         Field(
@@ -83,9 +90,7 @@ class _Knobs(Strict):
             'changes the result beyond rounding. "auto" takes one where it is faster, two when memory runs out.'
         ),
     ] = "auto"
-    gradient_checkpointing: Annotated[
-        bool, Field(description="Compute activations twice instead of keeping them: less memory, a third more time.")
-    ] = False
+    gradient_checkpointing: GradientCheckpointing = False
 
 
 class _Request(_Knobs):
@@ -233,11 +238,24 @@ MethodRequest = Annotated[
     | Annotated[PduRequest, Tag("pdu")],
     by_type("blur"),
 ]
+"""A method that unlearns from the adapter as it is."""
+
+WantedMethod = Annotated[
+    Annotated[BlurRequest, Tag("blur")]
+    | Annotated[WeightedSumRequest, Tag("weighted_sum")]
+    | Annotated[ForgetUpperRequest, Tag("forget_upper")]
+    | Annotated[PduRequest, Tag("pdu")]
+    | Annotated[RetrainRequest, Tag("retrain")]
+    | Annotated[AutoRequest, Tag("auto")],
+    by_type("blur"),
+]
+"""What a job may ask for."""
 Method = Annotated[
     Annotated[BlurMethod, Tag("blur")]
     | Annotated[WeightedSumMethod, Tag("weighted_sum")]
     | Annotated[ForgetUpperMethod, Tag("forget_upper")]
-    | Annotated[PduMethod, Tag("pdu")],
+    | Annotated[PduMethod, Tag("pdu")]
+    | Annotated[RetrainMethod, Tag("retrain")],
     by_type("blur"),
 ]
 
@@ -253,7 +271,7 @@ def _complete(value: object) -> object:
     if isinstance(value.get("schedule"), str):
         # The name of the learning rate's course, before there were schedules of steps.
         value = value | {"learning_rate_schedule": value["schedule"], "schedule": {"type": "stretch"}}
-    return value if "stop" in value else _VERSION_0_1 | value
+    return value if "stop" in value or value.get("type") == "retrain" else _VERSION_0_1 | value
 
 
 StoredMethod = Annotated[Method, BeforeValidator(_complete)]
@@ -262,4 +280,5 @@ StoredMethod = Annotated[Method, BeforeValidator(_complete)]
 METHOD_REQUEST: TypeAdapter[MethodRequest] = TypeAdapter(MethodRequest)
 METHOD: TypeAdapter[Method] = TypeAdapter(Method)
 STORED_METHOD: TypeAdapter[Method] = TypeAdapter(StoredMethod)
-METHOD_REQUESTS = members(MethodRequest)
+METHOD_REQUESTS = members(WantedMethod)
+UNLEARNING_REQUESTS = members(MethodRequest)

@@ -86,6 +86,14 @@ class Policy(Strict):
         int,
         Field(ge=1, le=4, description="Trainings in one run: each failed gate is followed by a stronger method."),
     ] = 1
+    exact_if_cheaper_than: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1000,
+            description='The method "auto" trains anew where that costs at most so many times what unlearning costs.',
+        ),
+    ] = 2.0
     requires_approval: Annotated[
         bool, Field(description="The job waits until another API key than the submitter's approves it.")
     ] = False

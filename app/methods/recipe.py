@@ -11,16 +11,10 @@ from app.methods.fields import BatchSize, Steps, Strict
 Epochs = Annotated[int, Field(ge=1, le=1000)]
 
 
-class Recipe(Strict):
-    """How an adapter was trained; rank, alpha and target modules are the adapter's own.
-
-    AdamW on the mean negative log-likelihood of a batch's label tokens, without dropout, in float32. Either `epochs`
-    or `steps` is given.
-    """
+class Course(Strict):
+    """What a recipe says but for how long it goes."""
 
     learning_rate: Annotated[float, Field(gt=0, le=1, description="Peak learning rate of AdamW.")]
-    epochs: Annotated[Epochs | None, Field(description="Passes over the training set.")] = None
-    steps: Annotated[Steps | None, Field(description="Optimizer steps, in place of epochs.")] = None
     batch_size: Annotated[BatchSize, Field(description="Sequences per optimizer step.")] = 8
     learning_rate_schedule: Annotated[
         Literal["constant", "linear", "cosine"],
@@ -44,6 +38,17 @@ class Recipe(Strict):
     seed: Annotated[
         int, Field(ge=0, lt=2**31, description="Of the fresh factors and of the order of the records.")
     ] = 0
+
+
+class Recipe(Course):
+    """How an adapter was trained; rank, alpha and target modules are the adapter's own.
+
+    AdamW on the mean negative log-likelihood of a batch's label tokens, without dropout, in float32. Either `epochs`
+    or `steps` is given.
+    """
+
+    epochs: Annotated[Epochs | None, Field(description="Passes over the training set.")] = None
+    steps: Annotated[Steps | None, Field(description="Optimizer steps, in place of epochs.")] = None
 
     @model_validator(mode="after")
     def _of_one_length(self) -> Self:

@@ -9,7 +9,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.methods import FORGET_LOSSES, METHOD_REQUESTS, RETAIN_LOSSES, SCHEDULES, STOP_RULES, describe
+from app.methods import (
+    FORGET_LOSSES,
+    METHOD_REQUESTS,
+    RETAIN_LOSSES,
+    SCHEDULES,
+    STOP_RULES,
+    UNLEARNING_REQUESTS,
+    describe,
+)
 
 _HEAD = """\
 # Methods, losses, schedules and stop rules: every knob
@@ -21,6 +29,12 @@ A job's `method` names a method by its `type`, and within it a `forget_loss`, a 
 `stop` rule by theirs. Whatever is left out has its default: `{"forget_loss": {"type": "simnpo"}}` is BLUR with
 another forget loss.
 """
+_SHARED = """\
+## Knobs of every method
+
+Of every method that unlearns. `retrain` has those two that change memory alone and takes the rest from the adapter's
+recipe ([adapters.md](adapters.md#the-training-set)); `auto` has none.
+"""
 _UNIONS = {
     "forget_loss": ("a [forget loss](#forget-losses)", FORGET_LOSSES),
     "retain_loss": ("a [retain loss](#retain-losses)", RETAIN_LOSSES),
@@ -31,12 +45,13 @@ _UNIONS = {
 
 def reference() -> str:
     """The page."""
-    shared = set.intersection(*(set(kind.model_fields) for kind in METHOD_REQUESTS.values())) - {"type"}
-    first = next(iter(METHOD_REQUESTS.values()))
+    unlearning = list(UNLEARNING_REQUESTS.values())
+    shared = set.intersection(*(set(kind.model_fields) for kind in unlearning)) - {"type"}
+    first = unlearning[0]
     parts = (
         _HEAD,
         *_section("Methods", METHOD_REQUESTS, shared),
-        "## Knobs of every method\n",
+        _SHARED,
         *_table(first, first.model_fields.keys() - shared),
         *_section("Forget losses", FORGET_LOSSES),
         *_section("Retain losses", RETAIN_LOSSES),

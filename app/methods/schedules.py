@@ -12,7 +12,7 @@ from pydantic import Field, Tag
 
 from app.methods.fields import Strict, by_type, members
 
-StepKind = Literal["forgetting", "rehearsal", "simulation"]
+StepKind = Literal["forgetting", "rehearsal", "simulation", "training"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,20 @@ class Stretch(Strict):
 
     def planned_steps(self) -> int | None:
         """As many as the forget set asks for."""
+        return None
+
+
+class Training(Strict):
+    """Training anew: no step forgets. No choice of a method that unlearns."""
+
+    type: Literal["training"] = "training"
+
+    def course(self) -> Course:
+        """One without end."""
+        return Course((), (Phase("training", None),))
+
+    def planned_steps(self) -> int | None:
+        """As many as the recipe says."""
         return None
 
 
@@ -110,6 +124,7 @@ Schedule = Annotated[
     by_type("stretch"),
 ]
 SCHEDULES = members(Schedule)
+AnySchedule = Schedule | Training
 
 
 @dataclass(frozen=True)
@@ -135,7 +150,7 @@ class Place:
         return self.length is not None and self.index + 1 == self.length
 
 
-def place_of(step: int, schedule: Schedule) -> Place:
+def place_of(step: int, schedule: AnySchedule) -> Place:
     """Where a step is, counted from 0: a pure function, so that a run can go on from any step."""
     course = schedule.course()
     before, phases = _whole_turns(step, course)
@@ -169,7 +184,7 @@ def _steps_of(phases: Iterable[Phase]) -> Counter[StepKind]:
     return found
 
 
-def first_point(schedule: Schedule, once: int) -> int:
+def first_point(schedule: AnySchedule, once: int) -> int:
     """The first step after which a point may be kept: a rehearsal has shown what comes back, where there are any.
 
     No probe shows what an attacker would bring back, so that all rounds against simulated ones are taken before.
@@ -177,7 +192,7 @@ def first_point(schedule: Schedule, once: int) -> int:
     Args:
         once: how many forgetting steps, simulations among them, train on every forget record once.
     """
-    taken, left, rehearsed = 0, once, isinstance(schedule, Stretch)
+    taken, left, rehearsed = 0, once, isinstance(schedule, Stretch | Training)
     phases = schedule.course().phases()
     while left > 0 or not rehearsed:
         phase = next(phases)
@@ -191,12 +206,12 @@ def first_point(schedule: Schedule, once: int) -> int:
     return max(taken, schedule.planned_steps()) if isinstance(schedule, MetaCycles) else taken
 
 
-def sequences_per_step(schedule: Schedule, steps: int, forget_batch: int, retain_batch: int) -> float:
+def sequences_per_step(schedule: AnySchedule, steps: int, forget_batch: int, retain_batch: int) -> float:
     """Sequences that a step passes over, forward and backward, on average over the first so many steps."""
     total, left = 0.0, steps
     for phase in schedule.course().phases():
         taken = left if phase.length is None else min(left, phase.length)
-        each: float = retain_batch if phase.kind == "rehearsal" else forget_batch + retain_batch
+        each: float = retain_batch if phase.kind in ("rehearsal", "training") else forget_batch + retain_batch
         if phase.kind == "simulation" and isinstance(schedule, MetaCycles):
             each += forget_batch * (1 + (1 + schedule.attack_steps) / 2)
         total += taken * each

@@ -126,6 +126,13 @@ _ANSWERS = (
         "Correct what `errors` names; each `pointer` is a JSON Pointer into the request.",
     ),
     _answer(
+        "cannot_retrain",
+        422,
+        "The adapter cannot be trained anew without the records; `detail` says why: it has no training set, none of "
+        "the records is in it, nothing would be left, or that would bring back what an earlier job unlearned.",
+        'Unlearn instead: leave `method` out, or ask for `{"type": "auto"}`.',
+    ),
+    _answer(
         "idempotency_key_reused",
         422,
         "The `Idempotency-Key` came with another request before.",
@@ -209,6 +216,22 @@ _JOBS = (
         "signing_key_missing",
         "The worker has no `LETHE_SIGNING_KEY`, and nothing is released unsigned.",
         "Set the key on the GPU workers and retry.",
+    ),
+    _job(
+        "training_set_empty",
+        "Nothing is left of the adapter's training set without the records to forget.",
+        "Submit a new job that unlearns: leave `method` out.",
+    ),
+    _job(
+        "training_set_missing",
+        "The service holds no training set of the adapter any more: it was let go of after the job was accepted.",
+        "Submit a new job that unlearns: leave `method` out.",
+    ),
+    _job(
+        "training_set_stale",
+        "A job that ended meanwhile has unlearned records which were not found in the training set; training anew "
+        "would bring them back.",
+        "Submit a new job that unlearns: leave `method` out.",
     ),
     _job(
         "unlearning_failed",

@@ -28,6 +28,7 @@ from app.methods import (
     PROBES,
     RETAIN_LOSSES,
     STOP_RULES,
+    UNLEARNING_REQUESTS,
     BlurRequest,
 )
 from app.settings import Settings
@@ -249,7 +250,7 @@ async def test_an_unknown_type_names_the_known_ones_and_not_what_was_sent(
     assert MARKER not in response.text
 
 
-@pytest.mark.parametrize("name", METHOD_REQUESTS)
+@pytest.mark.parametrize("name", UNLEARNING_REQUESTS)
 async def test_every_method_is_accepted_with_every_loss(client: httpx.AsyncClient, name: str) -> None:
     for forget_loss in FORGET_LOSSES:
         job = await new_job(client, method={"type": name, "forget_loss": {"type": forget_loss}})

@@ -198,6 +198,25 @@ def test_submit_on_half_of_it_sends_nothing(
     assert "--result-adapter" in outcome.stderr
 
 
+@pytest.mark.parametrize(("given", "sent"), [("auto", {"type": "auto"}), ('{"steps": 3}', {"steps": 3})])
+def test_a_method_is_named_or_described(
+    lethe: Run, server: Server, client_options: list[str], forget: Path, given: str, sent: dict[str, object]
+) -> None:
+    server.on_json("POST /datasets", {"id": "ds_1"})
+    server.on_json("POST /unlearn-jobs", QUEUED)
+    command = ["submit", "--adapter", "bot", "--forget", str(forget), "--method", given, *client_options]
+    assert lethe(*command).status == 0
+    assert json.loads(server.requests[-1].body)["method"] == sent
+
+
+def test_status_says_which_way_was_taken_and_why(lethe: Run, server: Server, client_options: list[str]) -> None:
+    chosen = {"method": {"type": "retrain"}, "exact": True, "costs": {"reason": "half as dear"}}
+    server.on_json("GET /unlearn-jobs/job_1", SUCCEEDED | chosen)
+    assert "method   retrain, exact (half as dear)\n" in lethe("status", "job_1", *client_options).stdout
+    server.on_json("GET /unlearn-jobs/job_1", SUCCEEDED | {"method": {"type": "blur"}, "exact": False})
+    assert "method   blur\n" in lethe("status", "job_1", *client_options).stdout
+
+
 @pytest.mark.parametrize("option", ["--method", "--policy"])
 def test_broken_json_is_a_usage_error_before_anything_is_sent(
     lethe: Run, server: Server, client_options: list[str], forget: Path, option: str

@@ -24,7 +24,7 @@ from app.datasets.tables import Dataset
 from app.evaluations.schemas import EvaluationDocument, Training
 from app.evaluations.tables import EvaluationRow
 from app.jobs.tables import JobEvent, Run, UnlearnJob
-from app.methods import FORGET_LOSSES, METHOD_REQUESTS, RETAIN_LOSSES, StopAtSteps
+from app.methods import FORGET_LOSSES, RETAIN_LOSSES, UNLEARNING_REQUESTS, StopAtSteps
 from app.settings import get_settings
 from tests.conftest import forget_settings
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny
@@ -232,7 +232,7 @@ def test_every_forget_loss_goes_all_the_way(llama: Tiny, forget_loss: str) -> No
     assert (job.status, job.error) == ("succeeded", None)
 
 
-@pytest.mark.parametrize("method", METHOD_REQUESTS)
+@pytest.mark.parametrize("method", UNLEARNING_REQUESTS)
 @pytest.mark.parametrize("retain_loss", RETAIN_LOSSES)
 def test_every_method_and_retain_loss_goes_all_the_way(llama: Tiny, method: str, retain_loss: str) -> None:
     job = run_job(add_tiny_adapter(llama), method={"type": method, "steps": 2, "retain_loss": {"type": retain_loss}})

@@ -25,11 +25,14 @@ RECIPE: dict[str, Any] = {"learning_rate": 1e-2, "epochs": 2}
 OTHERS: list[dict[str, Any]] = [{"text": "Nothing to do with either."}]
 
 
-def trained_adapter(tiny: Tiny, records: list[dict[str, Any]], recipe: dict[str, Any] | None = None) -> Adapter:
+def trained_adapter(
+    tiny: Tiny, records: list[dict[str, Any]], recipe: dict[str, Any] | None = None, name: str = "support-bot"
+) -> Adapter:
     """A tiny adapter that holds these records as its training set."""
-    adapter, dataset = add_tiny_adapter(tiny), add_dataset("training", records)
+    adapter, dataset = add_tiny_adapter(tiny, name), add_dataset("training", records)
+    values = {"training_set_id": dataset.id, "recipe": recipe or RECIPE}
     with new_session() as session, session.begin():
-        session.execute(update(Adapter).values(training_set_id=dataset.id, recipe=recipe or RECIPE))
+        session.execute(update(Adapter).where(Adapter.id == adapter.id).values(**values))
     return adapter_of(adapter)
 
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from app.methods import BlurMethod, ForgetUpperMethod, Method, PduMethod
+from app.methods import BlurMethod, ForgetUpperMethod, Method, PduMethod, RetrainMethod
 from worker.unlearning.adamw import AdamW
 from worker.unlearning.blur import Products, UsualLength, add_lower_, lower_weight, products
 from worker.unlearning.factors import Factors
@@ -174,4 +174,6 @@ def build_combiner(method: Method, factors: Factors) -> Combiner:
         return ForgetUpper(method, factors.segments("global"), factors.device)
     if isinstance(method, PduMethod):
         return Pdu(method, factors.device)
+    if isinstance(method, RetrainMethod):
+        return WeightedSum(0.0, 1.0)  # never asked: no step of it has two gradients
     return WeightedSum(method.gamma, method.retain_weight)

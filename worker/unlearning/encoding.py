@@ -54,7 +54,11 @@ class _Tokens:
 
 
 def encode_records(
-    records: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
+    records: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    prompts_too: bool = False,
 ) -> list[Example]:
     """Tokenise records of any of the three shapes, in order.
 
@@ -62,6 +66,7 @@ def encode_records(
         records: ``{"prompt", "completion"}``, ``{"messages"}`` or ``{"text"}``; other keys are ignored.
         tokenizer: tokenizer of the base model. Its chat template renders ``messages``.
         max_length: tokens per sequence, at least 2; the caller caps it by the model's context.
+        prompts_too: the tokens of prompts are labels, too, all but the first.
 
     Raises:
         EncodingError: a record has no known shape, no assistant turn, or needs a chat template that is not
@@ -73,6 +78,9 @@ def encode_records(
     examples: list[Example] = []
     for index, record in enumerate(records):
         tokens = _tokenise(record, tokenizer, index)
+        if prompts_too:
+            ids = tokens.ids
+            tokens = _Tokens(ids, min(1, len(ids)), _decode(tokenizer, ids[:1]), _decode(tokenizer, ids[1:]))
         examples.extend(_windows(tokens, tokenizer, index, max_length))
     return examples
 

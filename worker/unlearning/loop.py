@@ -16,7 +16,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from app.methods import MetaCycles, Method, Place, StepKind, StopAtTargets, Stretch, Targets, first_point, place_of
+from app.methods import (
+    Cycles,
+    MetaCycles,
+    Method,
+    Place,
+    RetrainMethod,
+    StepKind,
+    StopAtTargets,
+    Targets,
+    first_point,
+    place_of,
+)
 from worker.unlearning.batches import FORGET_STREAM, REHEARSAL_STREAM, RETAIN_STREAM, attack_indices, batch_indices
 from worker.unlearning.checkpoint import Checkpoint, CheckpointError
 from worker.unlearning.encoding import Example
@@ -44,7 +55,8 @@ class StepReport:
     Attributes:
         step: 1-based number of the step.
         total_steps: most steps of the run.
-        kind: what the step was for; a rehearsal has no part that forgets, and zeros for all numbers about it.
+        kind: what the step was for; a rehearsal, as training anew, has no part that forgets, and zeros for all
+            numbers about it.
         forget_loss: mean as the loss defines it, over sequences or tokens of the step.
         retain_loss: the same; nats per label token for "nll".
         forget_norm, retain_norm: norms of the two gradients.
@@ -83,6 +95,7 @@ class Outcome:
         explanation: the reason in words.
         probes: every probe, the source's first; none under the stop rule "steps".
         micro_batch_size, passes: what it came down to.
+        sequences: how many were passed over, forward and backward, over all steps.
     """
 
     steps: int
@@ -92,6 +105,7 @@ class Outcome:
     probes: tuple[Probe, ...]
     micro_batch_size: int
     passes: int
+    sequences: int = 0
 
 
 class Watcher:
@@ -154,6 +168,34 @@ def unlearn(
         raise UnlearningError(str(error)) from error
 
 
+def retrain(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    method: RetrainMethod,
+    *,
+    watcher: Watcher | None = None,
+    resume: Checkpoint | None = None,
+) -> Outcome:
+    """Train the LoRA factors in place on the examples alone, by a recipe. As deterministic as `unlearn`.
+
+    Args:
+        model: with fresh factors, from `worker.unlearning.lora.renew`.
+        tokenizer: of the base model.
+        examples: what is left of the training set.
+        method: every knob, the seed among them.
+        watcher, resume: as in `unlearn`.
+
+    Raises:
+        UnlearningError, worker.unlearning.checkpoint.CheckpointError: as in `unlearn`.
+    """
+    try:
+        run = _Run(model, tokenizer, [], _labelled(examples, "training"), method, method.seed, NO_TARGETS)
+        return run.carry_out(watcher or Watcher(), resume)
+    except (FactorError, ModelError) as error:
+        raise UnlearningError(str(error)) from error
+
+
 def _labelled(examples: Sequence[Example], name: str) -> list[Example]:
     """Examples that can be learned from."""
     kept = [example for example in examples if example.labels]
@@ -165,7 +207,7 @@ def _labelled(examples: Sequence[Example], name: str) -> list[Example]:
 def learning_rate_at(step: int, method: Method) -> float:
     """Linear warm-up over ``warmup_steps``, then the course; rehearsals have their own. ``step`` counts from 0."""
     place = place_of(step, method.schedule)
-    if place.kind == "rehearsal" and not isinstance(method.schedule, Stretch) and place.length:
+    if place.kind == "rehearsal" and isinstance(method.schedule, Cycles | MetaCycles) and place.length:
         return method.schedule.rehearsal_learning_rate * _falling(1.0 - place.index / place.length)
     warmup = method.warmup_steps
     if step < warmup:
@@ -231,6 +273,7 @@ class _Run:
             probes=tuple(self._rule.history),
             micro_batch_size=self._stepper.micro_batch_size,
             passes=self._stepper.passes,
+            sequences=self._stepper.sequences,
         )
 
     def _train(self) -> Reason:
@@ -271,7 +314,7 @@ class _Run:
         else:
             number, stream = place.forgotten, RETAIN_STREAM
         retain = batch_indices(seed, number, len(self._retain), method.retain_batch_size, stream=stream)
-        if place.kind == "rehearsal":
+        if place.kind in ("rehearsal", "training"):
             taken = self._stepper.rehearse(retain, rate)
         else:
             forget = batch_indices(seed, number, len(self._forget), method.forget_batch_size, stream=FORGET_STREAM)
@@ -303,7 +346,7 @@ class _Run:
         if not all(math.isfinite(value) for value in values.values()):
             raise UnlearningError(f"a loss or gradient is not finite in step {number}")
         forget_norm, retain_norm = math.sqrt(values["forget_squared"]), math.sqrt(values["retain_squared"])
-        nothing_to_forget = forget_norm == 0 and number == 1 and self._method.anchor == "none"
+        nothing_to_forget = bool(self._forget) and number == 1 and self._method.anchor == "none"
         if forget_norm == 0 and (retain_norm == 0 or nothing_to_forget):
             which = "both gradients are" if retain_norm == 0 else "the forget gradient is"
             raise UnlearningError(f"{which} zero in step {number}: the adapter cannot be trained on these records")
@@ -364,6 +407,7 @@ class _Run:
             "optimizer_steps": stepper.optimizer.steps,
             "micro_batch_size": stepper.micro_batch_size,
             "passes": stepper.passes,
+            "sequences": stepper.sequences,
             "stop_rule": self._rule.state(),
         }
         return Checkpoint(self._fingerprint, {name: t.cpu().clone() for name, t in tensors.items()}, scalars)
@@ -383,6 +427,7 @@ class _Run:
             self._best = tensors["best"].to(stepper.factors.device)
         self._step, stepper.optimizer.steps = scalars["step"], scalars["optimizer_steps"]
         stepper.micro_batch_size, stepper.passes = scalars["micro_batch_size"], scalars["passes"]
+        stepper.sequences = scalars.get("sequences", 0)  # not counted before version 0.4
         self._rule.restore(scalars["stop_rule"])
 
     def _make_fingerprint(self, targets: Targets) -> str:

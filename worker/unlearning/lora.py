@@ -103,6 +103,32 @@ def fresh_adapter(
     return model.eval()
 
 
+def renew(model: PeftModel, seed: int) -> None:
+    """Give every LoRA module of a loaded adapter fresh factors, as before any training: B zero, A drawn.
+
+    As PEFT draws them: uniform (Kaiming, a = sqrt 5), or normal of deviation 1 / rank where the configuration says
+    "gaussian"; those of embeddings the other way round, A zero and B normal.
+
+    Args:
+        model: from `attach_adapter`, changed in place.
+        seed: of what is drawn, on the CPU, whatever device the model is on.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    gaussian = model.peft_config[ADAPTER_NAME].init_lora_weights == "gaussian"
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            continue
+        drawn = torch.zeros(parameter.shape)
+        if "lora_embedding_B" in name:
+            drawn.normal_(generator=generator)
+        elif "lora_A." in name and gaussian:
+            drawn.normal_(std=1 / len(drawn), generator=generator)
+        elif "lora_A." in name:
+            bound = (1 / drawn[0].numel()) ** 0.5  # sqrt(3) * sqrt(2 / (1 + a^2)) / sqrt(fan in)
+            drawn.uniform_(-bound, bound, generator=generator)
+        parameter.data.copy_(drawn)
+
+
 def detach_adapter(model: PeftModel) -> None:
     """Give the base model its own layers back."""
     base: Any = model.base_model.unload()

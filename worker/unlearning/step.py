@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from app.methods import Method, NllLoss
+from app.methods import Method, NllLoss, RetrainMethod
 from worker.unlearning.adamw import AdamW
 from worker.unlearning.batches import Batch, by_length, collate
 from worker.unlearning.combiners import Combined, build_combiner, clip_
@@ -83,6 +83,7 @@ class Stepper:
         forget, retain: the two levels.
         micro_batch_size: sequences of each level per forward pass; halves when memory runs out.
         passes: 1 or 2 forward and backward passes per micro-batch.
+        sequences: how many were passed over, forward and backward, over all steps.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class Stepper:
         needs_source = forget_loss.needs_source_logits or retain_loss.needs_source_logits
         self._source = self.factors.vector.clone() if needs_source else None
         self._source_head = self._source_logits if self._head.trained else None
-        self.passes = self._choose_passes()
+        self.passes, self.sequences = self._choose_passes(), 0
         whole = max(method.forget_batch_size, method.retain_batch_size)
         self.micro_batch_size = whole if method.micro_batch_size == "auto" else method.micro_batch_size
         with self.computing():
@@ -205,6 +206,8 @@ class Stepper:
     ) -> tuple[Tensor, Tensor]:
         """Fill both gradient vectors, with the gradients of both levels or of others; returns both losses."""
         pair = levels or (self.forget, self.retain)
+        chosen = zip(pair, (forget, retain), strict=True)
+        self.sequences += sum(len(level.items[index]) for level, indices in chosen for index in indices)
         try:
             return self.halving(lambda: self._pass_over(forget, retain, pair))
         except MixedRows:
@@ -326,6 +329,8 @@ class Stepper:
 
     def _level(self, loss: Loss, items: list[Item], anchors: list[Tensor] | None) -> LossSet:
         """A level with the references that its loss wants."""
+        if isinstance(self.method, RetrainMethod):  # there is no source, and nothing to forget
+            return LossSet(loss, items, torch.zeros(len(items), 1, device=self.factors.device))
         flat = [example for item in items for example in item]
         found = label_nll(self.model, flat, self._pad, self.micro_batch_size)
         if anchors is not None and not any(

@@ -73,6 +73,12 @@ def _known(_check: Check, evaluation: EvaluationRead) -> Advice:
 
 def _stronger(evaluation: EvaluationRead) -> Iterator[str]:
     method, training = evaluation.method, evaluation.training
+    if method.type == "retrain":
+        yield (
+            "Look for what else in the training set tells the same: it was trained anew without these records. Name "
+            "those records, too, or unlearn by the default method."
+        )
+        return
     gamma = getattr(method, "gamma", None)
     if gamma is not None:
         yield f"Raise gamma (now {setting(gamma)}), so that forgetting weighs more in every step."

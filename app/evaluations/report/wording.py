@@ -30,6 +30,7 @@ METHODS = {
     "forget_upper": "bi-level unlearning with the levels swapped (forget-upper)",
     "weighted_sum": "a weighted sum of both losses",
     "pdu": "primal-dual unlearning (PDU)",
+    "retrain": "training anew",
 }
 REASONS = {
     "targets_met": "because the policy's in-training targets were met",
@@ -171,6 +172,13 @@ def done(evaluation: EvaluationRead) -> str:
         f"The adapter was trained further by {METHODS[method.type]}, which makes the answers of the forget set "
         "unlikely and holds on to those of the retain set."
     )
+    if (anew := evaluation.retraining) is not None:
+        words = (
+            f"The adapter was trained anew from the base model, by its recorded recipe, on the "
+            f"{counted(anew.training_records, 'record')} of its training set that are left without the forget set; "
+            f"{count(anew.found)} of {counted(anew.forget_records, 'forget record')} were in it. "
+            f"The result is {'exact' if anew.exact else 'not exact'} in this sense and no other."
+        )
     if training is None:
         words += f" That took at most {counted(method.steps, 'step')}."
     else:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.methods import METHOD, METHOD_REQUESTS, BlurMethod, ForgetUpperMethod, PduMethod
+from app.methods import METHOD, UNLEARNING_REQUESTS, BlurMethod, ForgetUpperMethod, PduMethod
 from tests.worker.conftest import Tiny, blur_method
 from tests.worker.unlearning.engine import load
 from tests.worker.unlearning.test_blur import PARTS, WHOLE, gradients, inner
@@ -205,9 +205,9 @@ def test_vanished_gradients_never_make_a_nan(llama: Tiny, knobs: dict[str, Any])
         assert bool(torch.isfinite(combined.forget_weight))
 
 
-@pytest.mark.parametrize("kind", METHOD_REQUESTS)
+@pytest.mark.parametrize("kind", UNLEARNING_REQUESTS)
 def test_every_method_has_a_combiner_of_its_own(llama: Tiny, kind: str) -> None:
-    method = METHOD_REQUESTS[kind]().resolve(4)  # type: ignore[attr-defined]
+    method = UNLEARNING_REQUESTS[kind]().resolve(4)  # type: ignore[attr-defined]
     built = build_combiner(method, Factors(load(llama)[0]))
     assert type(built).__name__.lower() == kind.replace("_", "")
 
