@@ -8,6 +8,7 @@ from app.client import ClientError
 from app.commands import (
     adapters,
     audit,
+    doctor,
     encryption,
     events,
     jobs,
@@ -53,6 +54,7 @@ app.add_typer(webhooks.commands, name="webhooks")
 app.command()(verify.verify)
 app.command()(service.migrate)
 app.command()(service.bootstrap)
+app.command()(doctor.doctor)
 app.command()(encryption.rewrap)
 app.command()(encryption.scrub)
 app.command("generate-signing-key")(verify.generate_signing_key)

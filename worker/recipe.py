@@ -7,7 +7,6 @@ base model, and evaluated. Nothing of a run is visible to anybody before the las
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,6 +22,7 @@ from app.adapters.archive import file_sha256
 from app.adapters.service import WEIGHTS_NAME
 from app.adapters.tables import AdapterVersion
 from app.evaluations.schemas import EvaluationDocument, Retraining
+from app.kit.scratch import remove_abandoned, scratch_folder
 from app.methods import Method, RetrainMethod
 from app.settings import Settings
 from worker import packaging, reporting, retraining
@@ -85,9 +85,10 @@ def carry_out(lease: Lease, settings: Settings, judge: Judge | None = None) -> N
     order = read_order(lease.claim)
     progress = Progress(lease)
     lease.progress(source_version=order.source_number)
-    with tempfile.TemporaryDirectory(prefix="lethe-") as folder:
+    remove_abandoned()  # what was left by processes that were killed would fill this machine's disk
+    with scratch_folder() as folder:
         device = choose_device(settings.device)
-        bench = Workbench(lease, order, settings, Path(folder), device, threads, progress)
+        bench = Workbench(lease, order, settings, folder, device, threads, progress)
         try:
             _phases(bench, judge)
         except Exception as error:

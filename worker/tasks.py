@@ -57,7 +57,7 @@ def delete_index_blob(index_id: str) -> None:
 @celery_app.task(name="lethe.relay_outbox")  # type: ignore[untyped-decorator] # celery ships no types
 def relay_outbox() -> None:
     """Publish what waits in the outbox."""
-    housekeeping.relay_outbox(_publish)
+    housekeeping.relay_outbox(publish)
 
 
 @celery_app.task(name="lethe.reap_runs")  # type: ignore[untyped-decorator] # celery ships no types
@@ -126,5 +126,6 @@ def sweep_webhooks() -> None:
     webhooks.sweep()
 
 
-def _publish(task: str, queue: str, argument: str) -> None:
+def publish(task: str, queue: str, argument: str) -> None:
+    """Send a message to the broker."""
     celery_app.send_task(task, args=[argument], queue=queue, ignore_result=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +23,7 @@ from app.base_models.tables import BaseModelRow
 from app.datasets.repository import DatasetRepository
 from app.kit.ids import new_id
 from app.kit.problems import Conflict, Gone, NotFound, invalid_field
+from app.kit.scratch import scratch_folder
 from app.kit.storage import Storage
 from app.methods import Recipe
 
@@ -113,8 +113,7 @@ class AdapterService:
         fields = peft_config.export(config, base_model=base.name, revision=base.revision, modules=modules)
         folder = f"tenants/{self._tenant_id}/adapters/{adapter.id}/1"
         weights_key, archive_key = f"{folder}/{WEIGHTS_NAME}", f"{folder}/adapter.tar.gz"
-        with tempfile.TemporaryDirectory(prefix="lethe-") as name:
-            directory = Path(name)
+        with scratch_folder() as directory:
             digest = _spool(upload.weights, directory / WEIGHTS_NAME)
             archive = self._put(directory, fields, adapter.name, weights_key, archive_key)
         return AdapterVersion(

@@ -42,6 +42,20 @@ def free_port(host: str = HOST) -> int:
         return port
 
 
+def running_url(directory: Path) -> str:
+    """URL of the server that was started last with its configuration in `directory`. Raises EmbeddedError."""
+    try:
+        lines = (directory / "redis.conf").read_text().splitlines()
+    except FileNotFoundError:
+        raise EmbeddedError(f"nothing was ever started in {directory.parent}") from None
+    settings = dict(line.split(" ", 1) for line in lines)
+    return _url(settings["requirepass"], settings["port"])
+
+
+def _url(password: str, port: int | str) -> str:
+    return f"redis://:{password}@{HOST}:{port}/0"
+
+
 class EmbeddedRedis:
     """A Redis server with its configuration in `directory`; port and password are new at each start."""
 
@@ -67,7 +81,7 @@ class EmbeddedRedis:
     @property
     def url(self) -> str:
         """`redis://` URL with the password, database 0."""
-        return f"redis://:{self._password}@{HOST}:{self._port}/0"
+        return _url(self._password, self._port)
 
     def start(self) -> None:
         """Starts the server and waits for its answer; another port when the first was taken meanwhile."""

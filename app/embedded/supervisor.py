@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from app.auth.bootstrap import ensure_first_key
 from app.database import upgrade_schema
 from app.embedded.data_directory import Connection, DataDirectory
+from app.embedded.environment import service_environment
 from app.embedded.postgres import EmbeddedPostgres
 from app.embedded.process import Child, EmbeddedError
 from app.embedded.redis import EmbeddedRedis, free_port
@@ -136,16 +137,9 @@ class Supervisor:
         self._data.write_connection(Connection(url=None, api_key=fresh or known))
 
     def _service_environment(self) -> dict[str, str]:
-        keys = self._data.secrets()
         return {
-            "LETHE_DATABASE_URL": self._postgres.url(),
-            "LETHE_REDIS_URL": self._redis.url,
-            "LETHE_STORAGE_DIR": str(self._data.path / "storage"),
+            **service_environment(self._data, self._postgres.url(), self._redis.url),
             "LETHE_MODEL_ROOTS": os.pathsep.join(str(root.resolve()) for root in self._options.model_roots),
-            "LETHE_ENCRYPTION_KEYS": keys.encryption_keys,
-            "LETHE_KEY_PEPPER": keys.key_pepper,
-            "LETHE_SIGNING_KEY": keys.signing_key,
-            "LETHE_OPENDSR_CREDENTIALS": keys.opendsr_credentials,
             # Celery's advice against root concerns pickled messages, which ours never are.
             "PYTHONWARNINGS": "ignore:You're running the worker with superuser",
         }

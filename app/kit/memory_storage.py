@@ -49,6 +49,19 @@ class MemoryStorage:
         """Length of a blob in bytes. Raises FileNotFoundError."""
         return len(self._blob(key))
 
+    def age(self, key: str) -> float:
+        """No blob here grows old. Raises FileNotFoundError."""
+        self._blob(key)
+        return 0.0
+
+    def unfinished(self, age: float) -> list[str]:
+        """What a writer leaves is gone with it."""
+        del age
+        return []
+
+    def discard(self, name: str) -> None:
+        """There is nothing to remove."""
+
     def open_range(self, key: str, start: int, length: int) -> Reader:
         """`length` bytes from byte `start` on. Raises FileNotFoundError."""
         return io.BytesIO(self._blob(key)[start : start + length])

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -64,6 +65,18 @@ class Storage(Protocol):
 
     def size(self, key: str) -> int:
         """Length of a blob in bytes. Raises FileNotFoundError."""
+        ...
+
+    def age(self, key: str) -> float:
+        """Seconds since a blob was written. Raises FileNotFoundError."""
+        ...
+
+    def unfinished(self, age: float) -> list[str]:
+        """Names of what writers began at least so many seconds ago and neither ended nor took back, sorted."""
+        ...
+
+    def discard(self, name: str) -> None:
+        """Remove what a writer began, by its name among the unfinished."""
         ...
 
     def open_range(self, key: str, start: int, length: int) -> Reader:
@@ -164,6 +177,26 @@ class LocalStorage:
         if not path.is_file():
             raise FileNotFoundError(key)
         return path.stat().st_size
+
+    def age(self, key: str) -> float:
+        """Seconds since a blob was written. Raises FileNotFoundError."""
+        return time.time() - self._path(key).stat().st_mtime
+
+    def unfinished(self, age: float) -> list[str]:
+        """Files that nobody has written to for so long and that have no key yet, by their place below the root."""
+        long_ago, found = time.time() - age, []
+        for path in self._root.rglob(f"{_WRITING}*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime <= long_ago:
+                    found.append(path.relative_to(self._root).as_posix())
+        return sorted(found)
+
+    def discard(self, name: str) -> None:
+        """Remove one of them."""
+        path = (self._root / name).resolve()
+        if not path.is_relative_to(self._root) or not path.name.startswith(_WRITING):
+            raise ValueError("not an unfinished blob")
+        path.unlink(missing_ok=True)
 
     def open_range(self, key: str, start: int, length: int) -> Reader:
         """`length` bytes from byte `start` on. The open file outlives its name. Raises FileNotFoundError."""

@@ -93,7 +93,7 @@ def play_back(recording: Recording, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(recipe, "Judge", Recorded)
     patch.setattr(recipe, "unlearn", unlearn)
     patch.setattr(recipe, "_load", lambda _bench, _folders: (None, None))
-    patch.setattr(recipe, "_encode", lambda *_arguments: {"forget": [], "retain": []})
+    patch.setattr(recipe, "_material", lambda order, *_: ({"forget": [], "retain": []}, order.method, None))
     patch.setattr(recipe, "_write_result", _write_result)
 
 

@@ -1,0 +1,1 @@
+"""Looks for what processes that died have left: bytes without rows, rows without bytes, work that nobody does."""
