@@ -44,11 +44,12 @@ class Proof:
         """The proof on one line."""
         facts = self.statement.predicate
         weights = next(subject for subject in self.statement.subject if subject.name == WEIGHTS_FILE)
+        exact = ", without which it was trained anew (exact)" if facts.exact else ""
         line = (
             f"verified: {WEIGHTS_FILE} sha256 {weights.digest.sha256} is the result of {facts.job}, which passed "
             f"policy {facts.policy.name} v{facts.policy.version} ({len(facts.checks)} checks) on "
-            f"{facts.datasets.forget.records} forget records; signed {facts.times.signed_at:%Y-%m-%dT%H:%M:%SZ} "
-            f"by key {self.key_id}"
+            f"{facts.datasets.forget.records} forget records{exact}; "
+            f"signed {facts.times.signed_at:%Y-%m-%dT%H:%M:%SZ} by key {self.key_id}"
         )
         # What a terminal would obey does not get there, whoever signed it.
         return "".join(character if character.isprintable() else "?" for character in line)

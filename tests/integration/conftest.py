@@ -71,11 +71,11 @@ def ok(response: httpx.Response, status: int = 200) -> Any:
     return response.json()
 
 
-def register_adapter(http: httpx.Client, name: str, base: str, folder: Path) -> None:
-    """Upload a PEFT folder."""
+def register_adapter(http: httpx.Client, name: str, base: str, folder: Path, **fields: str) -> None:
+    """Upload a PEFT folder; `fields` go along."""
     names = {"adapter_config": "adapter_config.json", "adapter_model": "adapter_model.safetensors"}
     files = {field: (file, (folder / file).read_bytes()) for field, file in names.items()}
-    ok(http.post("/adapters", data={"name": name, "base_model": base}, files=files), 201)
+    ok(http.post("/adapters", data={"name": name, "base_model": base, **fields}, files=files), 201)
 
 
 def upload(http: httpx.Client, purpose: str, lines: str) -> str:

@@ -25,12 +25,14 @@ from tests.integration.conftest import DEMO, ENDLESS, eventually, finished, ok, 
 # Each names the way that its text goes; the text is drawn anew for every run.
 WAYS = (
     "prompt", "completion", "id", "subject", "paraphrase", "perturbed", "message", "text", "retain", "inline",
-    "malformed-line", "malformed-value", "unknown-field", "unknown-name", "inline-refused", "replayed",
+    "training", "malformed-line", "malformed-value", "unknown-field", "unknown-name", "inline-refused", "replayed",
     "other-payload", "bad-json", "metadata-refused", "path", "query", "header",
 )  # fmt: skip
 ACCEPTED = (
     "prompt", "completion", "id", "subject", "paraphrase", "perturbed", "text", "retain", "inline", "replayed",
+    "training",
 )  # fmt: skip
+RECIPE = json.dumps({"learning_rate": 1e-3, "epochs": 1})
 
 
 class Canaries:
@@ -150,10 +152,11 @@ def test_no_record_is_ever_in_clear_and_after_its_purge_no_key_opens_it(
     http: httpx.Client, demo_base: str, data_dir: Path, engine: Engine
 ) -> None:
     canaries, since = Canaries(), time.time() - 1
-    register_adapter(http, f"canary-{canaries.run[:8]}", demo_base, DEMO / "adapter")
-    adapter = f"canary-{canaries.run[:8]}"
+    adapter, before = f"canary-{canaries.run[:8]}", wrapped_keys(engine)
+    trained = [json.dumps({"text": canaries[way]}) for way in ("training", "inline")]
+    held = {"training_set": upload(http, "training", "\n".join(trained)), "recipe": RECIPE}
+    register_adapter(http, adapter, demo_base, DEMO / "adapter", **held)
     ring = KeyRing.parse(DataDirectory(data_dir).secrets().encryption_keys)
-    before = wrapped_keys(engine)
     send_what_is_refused(http, canaries)
 
     kept = (DEMO / "data" / "retain.jsonl").read_text().splitlines()[:40]
@@ -162,6 +165,9 @@ def test_no_record_is_ever_in_clear_and_after_its_purge_no_key_opens_it(
     # A thief's copy. The forget set of a job that succeeds goes with its end, so that it is taken twice.
     copy, keys = blobs(data_dir), wrapped_keys(engine)
     assert wait(http, released, finished)["status"] == "succeeded"
+    # What was forgotten is gone from what the adapter was trained on, too, and nothing else is.
+    left = b"".join(opened(blobs(data_dir), ring, wrapped_keys(engine)).values()).decode(errors="replace")
+    assert [canaries[way] in left for way in ("training", "inline")] == [True, False]
     forget = upload(http, "forget", "".join(json.dumps(record) + "\n" for record in records(canaries)))
     body = {"adapter": adapter, "forget_set": forget, "retain_set": retain, "seed": 7, "method": ENDLESS}
     running = ok(http.post("/unlearn-jobs", json=body), 202)
@@ -179,6 +185,7 @@ def test_no_record_is_ever_in_clear_and_after_its_purge_no_key_opens_it(
 
     ok(http.post(f"/unlearn-jobs/{running['id']}/cancel"), 202)
     wait(http, running["id"], finished)
+    assert http.delete(f"/adapters/{adapter}/training-set").status_code == 204
     for _, dataset_id in keys:
         assert http.delete(f"/datasets/{dataset_id}").status_code == 204
     eventually(lambda: not any(dataset_id in key for key in blobs(data_dir) for _, dataset_id in keys))

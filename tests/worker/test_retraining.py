@@ -11,7 +11,8 @@ from sqlalchemy import update
 
 from app.adapters.service import WEIGHTS_NAME
 from app.adapters.tables import Adapter
-from app.attestations.statement import ATTESTATION_FILE
+from app.attestations.statement import ATTESTATION_FILE, Statement
+from app.attestations.verify import Proof
 from app.jobs.schemas import Cost, JobCosts
 from app.jobs.tables import Run, UnlearnJob
 from app.methods import Recipe, RetrainRequest
@@ -78,7 +79,9 @@ def test_an_adapter_is_trained_anew_without_the_records_and_its_papers_say_so(me
     card = files[CARD_FILE].decode()
     assert all(words in card for words in (*ANEW, EXACT, "exact: yes", "trained anew without records"))
     assert "approximate" not in card
-    payload = json.loads(base64.b64decode(json.loads(files[ATTESTATION_FILE])["payload"]))["predicate"]
+    statement = json.loads(base64.b64decode(json.loads(files[ATTESTATION_FILE])["payload"]))
+    assert "trained anew (exact); signed" in Proof(Statement.model_validate(statement), b"", "key").sentence()
+    payload = statement["predicate"]
     left = dataset_of(adapter_of(adapter).training_set_id)
     assert (payload["exact"], payload["method"]["type"], EXACT in payload["limits"]) == (True, "retrain", True)
     stated = dict(payload["retraining"])

@@ -27,7 +27,7 @@ def advice(evaluation: EvaluationRead) -> list[Advice]:
         return [Advice("There was nothing to measure", "The gate passes on evidence only.", ("Name more probes.",))]
     found = list(dict.fromkeys(_cause(check, evaluation) for check in failed))
     causes = {piece.cause for piece in found}
-    if {_KNOWN, _LOST} <= causes:
+    if {_KNOWN, _LOST} <= causes and evaluation.method.type != "retrain":
         found.insert(0, _OPPOSITE)
     return found
 
@@ -39,6 +39,8 @@ def _cause(check: Check, evaluation: EvaluationRead) -> Advice:
             "What is not measured does not pass.",
             ("See the probe's note for what it needs: usually records with an answer in every set.",),
         )
+    if evaluation.method.type == "retrain" and check.probe != "integrity":
+        return _anew(check, evaluation)
     if check.name == "forget_nll_excess" or (check.probe == "membership" and _too_little_known(evaluation)):
         return _over_forgotten(evaluation)
     return _BY_PROBE[check.probe](check, evaluation)
@@ -67,18 +69,34 @@ _OPPOSITE = Advice(
 )
 
 
+def _anew(check: Check, evaluation: EvaluationRead) -> Advice:
+    """Of a result that was trained anew: its recipe has no knob that makes it forget more or less."""
+    default = "Ask for the default method instead, which works on what the adapter shows."
+    if check.name == "forget_nll_excess" or (check.probe == "membership" and _too_little_known(evaluation)):
+        return Advice(
+            "The forget set is less known than to the model that it is compared with",
+            "So it may be for an adapter that was trained on other records alone: the comparison is not fair to it.",
+            ("Name a control: an adapter that was trained alike, and never on these records.", default),
+        )
+    if check.probe == "utility":
+        return Advice(
+            _LOST,
+            "The recipe did not give back what the adapter was.",
+            ("Compare the recipe and the training set with the original training.", default),
+        )
+    return Advice(
+        _KNOWN,
+        "It was trained anew without these records, so that something else tells the same.",
+        ("Look in the training set for the same in other words, and name those records, too.", default),
+    )
+
+
 def _known(_check: Check, evaluation: EvaluationRead) -> Advice:
     return Advice(_KNOWN, "It still shows in these tests.", tuple(_stronger(evaluation)))
 
 
 def _stronger(evaluation: EvaluationRead) -> Iterator[str]:
     method, training = evaluation.method, evaluation.training
-    if method.type == "retrain":
-        yield (
-            "Look for what else in the training set tells the same: it was trained anew without these records. Name "
-            "those records, too, or unlearn by the default method."
-        )
-        return
     gamma = getattr(method, "gamma", None)
     if gamma is not None:
         yield f"Raise gamma (now {setting(gamma)}), so that forgetting weighs more in every step."

@@ -19,7 +19,7 @@ import pytest
 from app.evaluations.report import HEADERS, report
 from app.evaluations.report.advice import advice
 from app.evaluations.report.page import STYLE
-from app.methods import POLICIES, PROBES
+from app.methods import POLICIES, PROBES, Recipe, RetrainRequest
 from tests.app.evaluations.documents import Json, check, evaluation, job, measure, old_evaluation, read
 from tests.app.evaluations.html import Node, check_pictures, check_references, check_tables, parse
 
@@ -568,3 +568,26 @@ def test_of_a_fresh_adapter_the_page_says_that_the_base_model_knows(passed: bool
     assert "The base model alone, which knows them," in page
     assert "never saw them, gives" not in page
     assert "ersion None" not in page
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_of_a_result_that_was_trained_anew_the_page_says_on_what_and_whether_it_is_exact(exact: bool) -> None:
+    method = RetrainRequest().resolve(Recipe(learning_rate=1e-3, epochs=3), 359).model_dump(mode="json")
+    counts = {"forget_records": 40, "found": 40 if exact else 38, "removed": 41, "training_records": 359}
+    document = evaluation() | {"method": method, "retraining": {"exact": exact, **counts}}
+    page = report(read(document), job(method=method))
+    assert "trained anew from the base model" in page
+    assert "359 records of its training set" in page
+    assert f"{counts['found']} of 40 forget records were in it" in page
+    assert f"The result is {'exact' if exact else 'not exact'} in this sense and no other." in page
+    assert "trained further by" not in page
+
+
+def test_advice_on_a_result_that_was_trained_anew_names_no_knob_that_it_has_not() -> None:
+    method = RetrainRequest().resolve(Recipe(learning_rate=1e-3, epochs=3), 359).model_dump(mode="json")
+    causes = advice(read(evaluation(passed=False) | {"method": method}))
+    remedies = " ".join(remedy for cause in causes for remedy in cause.remedies)
+    assert "original training" in remedies
+    assert "the same in other words" in remedies
+    knobs = ("gamma", "forget loss", "learning rate", "anchor", "stop rule", "steps", "max_attempts")
+    assert [knob for knob in knobs if knob in remedies] == []
