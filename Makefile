@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 SOURCES := app worker migrations tests examples benchmarks
 PIP := $(PYTHON) -m pip --disable-pip-version-check --no-input --quiet
 
-.PHONY: help demo test test-slow bench-engine bench-quality bench-durability bench-api docs lint types imports check format install clean
+.PHONY: help demo test test-slow bench-engine bench-quality bench-durability bench-api chaos docs lint types imports check format install clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench-durability: $(STAMP) ## What further training and rounding bring back; ARG
 
 bench-api: $(STAMP) ## Throughput, memory and latency of the API; ARGS="--json FILE"
 	@$(PYTHON) -m benchmarks.api $(ARGS)
+
+chaos: $(STAMP) ## Kill a working service at random; SEED=1 FAULTS=200 JSON=FILE
+	@$(PYTHON) -m benchmarks.chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),200) $(if $(JSON),--json $(JSON))
 
 docs: $(STAMP) ## Write the pages that are generated from the code
 	@$(PYTHON) -m app.methods.reference > docs/losses.md

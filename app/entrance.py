@@ -20,6 +20,7 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.kit import problems
+from app.kit.storage import is_storage_away
 
 PUBLIC = {"/livez", "/readyz", "/openapi.json", "/keys", "/problems"}
 # Whoever verifies a signature of ours has no key.
@@ -104,6 +105,10 @@ def _problem_of(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, OperationalError | InterfaceError | PoolTimeout | DriverError):
         log.warning("database away", error=type(error).__name__, request_id=request.state.request_id)
         away = problems.Unavailable("the database cannot be reached; try again", headers={"Retry-After": "5"})
+        return problems.render(request, away)
+    if is_storage_away(error):
+        log.warning("storage away", error=type(error).__name__, request_id=request.state.request_id)
+        away = problems.Unavailable("the storage is full or cannot be used; try again", headers={"Retry-After": "60"})
         return problems.render(request, away)
     if isinstance(error, ClientDisconnect):
         return problems.render(request, problems.BadRequest("the client went away"))

@@ -9,6 +9,7 @@ import structlog
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from app.kit.logs import places
+from app.kit.storage import is_storage_away
 from app.settings import Settings
 from worker.errors import JobError
 from worker.lease import Cancelled, Claim, Fenced, HandBack, Lease, claim
@@ -58,18 +59,29 @@ def _end(lease: Lease, settings: Settings, recipe: Recipe) -> None:
     except HandBack:
         lease.hand_back()
         log.info("run handed back", run=held.run_id)
-    except JobError as error:
-        cause = error.__cause__
-        if cause is not None:
-            log.warning("cause", run=held.run_id, error=type(cause).__name__, places=places(cause))
-        _fail(lease, error.code, error.message)
     except (OperationalError, InterfaceError) as error:
         # The database was away, so that the end could not be written either: the lease runs out, and the run comes
         # back when the database does.
         log_crash(held, error)
     except Exception as error:  # whatever it is, the job must not hang
+        if is_storage_away(error):
+            # A person may make room. Until then the run is tried again once a minute, from its last checkpoint.
+            log_crash(held, error)
+            lease.put_off("the storage is full or cannot be used; tried again in a minute")
+        else:
+            _explain(lease, error)
+
+
+def _explain(lease: Lease, error: Exception) -> None:
+    held = lease.claim
+    if not isinstance(error, JobError):
         log_crash(held, error)
         _fail(lease, "internal_error", f"the worker failed ({type(error).__name__}); its log names the place")
+        return
+    cause = error.__cause__
+    if cause is not None:
+        log.warning("cause", run=held.run_id, error=type(cause).__name__, places=places(cause))
+    _fail(lease, error.code, error.message)
 
 
 def _fail(lease: Lease, code: str, message: str) -> None:

@@ -190,6 +190,13 @@ class Lease:
 
     def hand_back(self) -> None:
         """Queue the run again for another worker. Raises Fenced when the hold is lost."""
+        self._give_up("handed back by a worker that was told to stop", "info")
+
+    def put_off(self, reason: str) -> None:
+        """Queue the run again for later: nobody is told of it before the reaper does. Raises Fenced."""
+        self._give_up(reason, "warn", at_once=False)
+
+    def _give_up(self, reason: str, level: Level, *, at_once: bool = True) -> None:
         with new_session() as session, session.begin():
             run = session.scalars(transitions.hand_back(self.claim.run_id, self.claim.attempt)).one_or_none()
             if run is None:
@@ -200,8 +207,9 @@ class Lease:
                 follow(session, run.id, "cancelled", "cancelled")
                 wake_next(session, run.adapter_id)
                 return
-            follow(session, run.id, "queued", "handed back by a worker that was told to stop")
-            session.execute(outbox.execute_run(run.id))
+            follow(session, run.id, "queued", reason, level=level)
+            if at_once:
+                session.execute(outbox.execute_run(run.id))
 
     def renew(self) -> None:
         """Renew the lease once, as the thread does on its clock. What is learned by it, `check` tells."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -15,6 +16,27 @@ from typing import BinaryIO, Protocol, cast
 
 _WRITING = ".writing-"
 _KEY = re.compile(r"[a-z0-9_-]+(/[A-Za-z0-9_.-]+)*")
+
+
+# No space, a quota, a limit on files; a disk or a mount that is gone, or may only be read.
+_AWAY = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE, errno.ENODEV, errno.ENOTCONN,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT,
+}  # fmt: skip
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def is_storage_away(error: BaseException) -> bool:
+    """Whether an error says that the disk is full or gone, which time or a person may change; causes count, too."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(error, OSError):
+        number = error.errno
+    else:  # libraries in Rust tell it in words alone
+        told = _OS_ERROR.search(str(error))
+        number = int(told[1]) if told else None
+    if number in _AWAY:
+        return True
+    return cause is not None and is_storage_away(cause)
 
 
 class Reader(Protocol):

@@ -1,7 +1,8 @@
-"""What lies in the storage after a request whose transaction was not committed, or perhaps."""
+"""What lies in the storage after a request whose transaction was not committed, or perhaps, or that found no room."""
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import httpx
@@ -85,3 +86,20 @@ async def test_a_connection_that_is_lost_while_the_row_is_read_back_leaves_no_by
     finally:
         event.remove(Engine, "before_cursor_execute", lose_the_connection)
     assert len(stored_files(settings)) == before
+
+
+async def test_a_request_that_finds_no_room_may_be_repeated_and_leaves_nothing(
+    client: httpx.AsyncClient, settings: Settings, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = len(stored_files(settings))
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("app.kit.storage.os.fsync", full)
+    response = await post_job(client)
+    assert (response.status_code, response.json()["code"]) == (503, "unavailable")
+    assert response.headers["Retry-After"] == "60"
+    assert len(stored_files(settings)) == before
+    monkeypatch.undo()
+    assert (await post_job(client)).status_code == 202

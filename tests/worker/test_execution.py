@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
 import pytest
+from safetensors import SafetensorError
+from sqlalchemy import func, select, text
 from sqlalchemy.exc import OperationalError
 
-from app.jobs.tables import Run
+from app.jobs.tables import OutboxMessage, Run
 from app.settings import Settings, get_settings
 from tests.worker.rows import add_adapter, add_job, change, job_of, messages, run_of
+from worker.database import new_session
 from worker.errors import JobError
 from worker.execution import Recipe, execute
+from worker.housekeeping import reap_runs
 from worker.lease import Fenced, Lease
 
 pytestmark = pytest.mark.usefixtures("service")
@@ -111,6 +116,31 @@ def test_a_database_that_is_away_leaves_the_run_to_its_lease(capsys: pytest.Capt
     status, run_status, history = run(blip)
     assert (status, run_status, history) == ("running", "running", ["started, attempt 1"])
     assert "Jane" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "x"), SafetensorError("I/O error: too large (os error 27)")])
+def test_a_storage_that_is_full_puts_the_run_off(error: Exception) -> None:
+    def fill(_lease: Lease, _settings: Settings) -> None:
+        raise error
+
+    job = add_job(add_adapter())
+    execute(job.run_id, "w", get_settings(), fill)
+    run = run_of(job)
+    assert (job_of(job).status, run.status, run.lost_workers) == ("queued", "queued", 0)
+    assert messages(job)[-1] == "the storage is full or cannot be used; tried again in a minute"
+    with new_session() as session:
+        assert session.scalars(select(OutboxMessage)).all() == [], "it would be tried again at once"
+        assert session.scalar(select(Run.publish_after > func.now() + text("interval '30 seconds'")))
+    change(Run, job.run_id, publish_after=run.created_at)
+    assert reap_runs() == 1
+
+
+def test_bytes_that_are_missing_are_no_storage_that_is_full() -> None:
+    def miss(_lease: Lease, _settings: Settings) -> None:
+        raise FileNotFoundError(errno.ENOENT, "x")
+
+    status, _, _ = run(miss)
+    assert status == "failed"
 
 
 def test_an_end_that_cannot_be_written_is_not_printed_by_anybody_else(
