@@ -149,7 +149,7 @@ def read_order(held: Claim) -> Order:
             base=session.get_one(BaseModelRow, adapter.base_model_id),
             datasets=_datasets(session, job),
             control=session.get_one(AdapterVersion, job.control_version_id) if job.control_version_id else None,
-            training_set=session.get(Dataset, adapter.training_set_id) if adapter.training_set_id else None,
+            training_set=_training_set(session, adapter),
             costs=JobCosts.model_validate(job.costs) if job.costs else None,
             earlier=_earlier(session, job),
         )
@@ -158,6 +158,12 @@ def read_order(held: Claim) -> Order:
 def _datasets(session: Session, job: UnlearnJob) -> dict[str, Dataset]:
     ids = {"forget": job.forget_set_id, "retain": job.retain_set_id, "holdout": job.holdout_set_id}
     return {name: session.get_one(Dataset, row_id) for name, row_id in ids.items() if row_id is not None}
+
+
+def _training_set(session: Session, adapter: Adapter) -> Dataset | None:
+    """What the adapter was trained on, unless that was destroyed, as repairs do with a set whose bytes are lost."""
+    found = session.get(Dataset, adapter.training_set_id) if adapter.training_set_id else None
+    return found if found is not None and found.purged_at is None else None
 
 
 def _earlier(session: Session, job: UnlearnJob) -> dict[str, Dataset]:

@@ -11,6 +11,7 @@ from sqlalchemy import select, update
 
 from app.adapters.tables import Adapter
 from app.audit.tables import AuditEntry
+from app.datasets import purging
 from app.datasets.tables import Dataset
 from app.kit.crypto import CryptoError
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny
@@ -117,6 +118,13 @@ def test_what_was_let_go_of_during_the_run_does_not_come_back(llama: Tiny, monke
     assert adapter_of(adapter).training_set_id is None
     assert written
     assert not blobs() & set(written)
+
+
+def test_a_training_set_that_was_destroyed_is_in_no_jobs_way(llama: Tiny) -> None:
+    adapter = trained_adapter(llama, [*FORGET_RECORDS, *RETAIN_RECORDS])
+    with new_session() as session, session.begin():
+        purging.shred(session, str(adapter.training_set_id))
+    assert run_job(adapter).status == "succeeded"
 
 
 def test_a_training_set_outlives_its_clock_while_an_adapter_holds_it(llama: Tiny) -> None:
