@@ -68,6 +68,7 @@ def _schedule() -> dict[str, dict[str, Any]]:
         "lethe.sweep_checkpoints": 60.0,
         "lethe.announce_deadlines": 60.0,
         "lethe.sweep_accepted_requests": 60.0,
+        "lethe.sweep_blobs": 3600.0,
         "lethe.scrub_keys": 3600.0,
         "lethe.announce_opendsr_statuses": 2.0,
         "lethe.deliver_webhooks": 1.0,

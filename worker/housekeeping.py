@@ -27,6 +27,7 @@ from worker.database import engine, new_session, storage, vault
 from worker.lease import follow, wake_next
 
 BATCH = 100
+_SWEPT = timedelta(days=1)  # beyond it `lethe doctor` finds what is left
 log = structlog.get_logger(__name__)
 
 
@@ -134,6 +135,19 @@ def delete_blobs(dataset_id: str) -> None:
     if dataset is not None and dataset.purged_at is not None:
         vault().delete_blobs(dataset)
         log.info("dataset purged", dataset=dataset_id)
+
+
+def sweep_blobs() -> int:
+    """Remove once more the bytes of datasets that were purged of late: the message to do so may have been lost.
+
+    Answers at how many it looked.
+    """
+    late = Dataset.purged_at.between(func.now() - _SWEPT, func.now())
+    with new_session() as session:
+        purged = session.scalars(select(Dataset).where(late)).all()
+    for dataset in purged:
+        vault().delete_blobs(dataset)
+    return len(purged)
 
 
 def delete_checkpoints(run_id: str) -> None:

@@ -90,6 +90,12 @@ def sweep_checkpoints() -> None:
     housekeeping.sweep_checkpoints()
 
 
+@celery_app.task(name="lethe.sweep_blobs")  # type: ignore[untyped-decorator] # celery ships no types
+def sweep_blobs() -> None:
+    """Remove bytes of purged datasets whose message was lost."""
+    housekeeping.sweep_blobs()
+
+
 @celery_app.task(name="lethe.scrub_keys")  # type: ignore[untyped-decorator] # celery ships no types
 def scrub_keys() -> None:
     """Remove what destroyed keys left in the database."""

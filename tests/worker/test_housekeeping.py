@@ -10,6 +10,7 @@ from sqlalchemy import select, text
 from app import outbox
 from app.adapters.tables import Adapter, AdapterVersion
 from app.audit.tables import AuditEntry
+from app.datasets import purging
 from app.datasets.tables import Dataset
 from app.jobs import transitions
 from app.jobs.tables import JobEvent, OutboxMessage, Run, UnlearnJob
@@ -23,6 +24,7 @@ from worker.housekeeping import (
     purge_versions,
     reap_runs,
     relay_outbox,
+    sweep_blobs,
 )
 from worker.lease import claim
 
@@ -156,6 +158,17 @@ def test_datasets_are_purged_when_due_unless_a_live_job_needs_them() -> None:
     for key in (purged.blob_key, purged.digests_key):
         with pytest.raises(FileNotFoundError):
             storage().size(key)
+
+
+def test_bytes_whose_removal_nobody_was_told_of_are_swept() -> None:
+    live, purged = add_job(add_adapter()), add_job(add_adapter("other"))
+    with new_session() as session, session.begin():
+        purging.shred(session, purged.forget_set_id)
+    assert sweep_blobs() == 1
+    with new_session() as session:
+        gone, kept = (session.get_one(Dataset, job.forget_set_id) for job in (purged, live))
+    assert storage().keys(gone.blob_key.rsplit("/", 1)[0]) == []
+    assert storage().size(kept.blob_key)
 
 
 def test_deadlines_are_told_of_once_each() -> None:
