@@ -17,7 +17,7 @@ from celery import Celery, bootsteps, signals
 from app.kit import logs
 from app.outbox import GPU_QUEUE, LIGHT_QUEUE, RUN_TASK
 from app.settings import get_settings
-from worker.heartbeat import HEARTBEAT_SECONDS, WorkerName, beat, fall_silent
+from worker.heartbeat import HEARTBEAT_SECONDS, WorkerName, beat, fall_silent, pulse
 
 # Lives in memory that the pool's processes share with their parent: a worker that is told to stop tells the task
 # in its child, which hands its run back at the next step.
@@ -95,7 +95,9 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc] # celery ships n
         if queues:
             worker = WorkerName(self._name, queues[0])
             beat(worker)
-            self._timer = parent.timer.call_repeatedly(HEARTBEAT_SECONDS, beat, (worker,))
+            self._timer = parent.timer.call_repeatedly(
+                HEARTBEAT_SECONDS, lambda: pulse(worker, getattr(parent, "beat", None))
+            )
 
     def stop(self, _parent: Any) -> None:  # noqa: ANN401 - celery ships no types
         """Stop beating, and take the worker off the list: what was told to stop takes no more runs."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
+from celery.worker import state
 from sqlalchemy import Delete, delete, func
 from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,6 +34,18 @@ def beat(worker: WorkerName) -> None:
         index_elements=[WorkerHeartbeat.name], set_={"seen_at": func.now(), "queue": worker.queue}
     )
     _write(worker.name, statement)
+
+
+def pulse(worker: WorkerName, clock: Any) -> None:  # noqa: ANN401 - a process of Celery's
+    """Note that a worker is alive, and end it when the process has died that keeps its clock; None where it has none.
+
+    Celery starts dead tasks again, but not that process: the worker would live on, do nothing any more, and look
+    well. Whoever watches over it starts it again.
+    """
+    beat(worker)
+    if clock is not None and not clock.is_alive():
+        log.error("the clock of this worker has died", worker=worker.name)
+        state.should_stop = 1
 
 
 def fall_silent(name: str) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from multiprocessing import get_context
+
 import pytest
+from celery.worker import state
 from sqlalchemy import text
 
 from worker.database import engine
-from worker.heartbeat import WorkerName, beat, fall_silent
+from worker.heartbeat import WorkerName, beat, fall_silent, pulse
 
 WORKER = WorkerName("gpu@here", "gpu")
 
@@ -38,3 +42,17 @@ def test_a_database_that_is_away_does_not_stop_a_worker(capsys: pytest.CaptureFi
         connection.execute(text("DROP TABLE worker_heartbeats"))
     beat(WORKER)
     assert "heartbeat not written" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("service")
+def test_a_light_worker_whose_clock_has_died_ends_to_be_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state, "should_stop", None)
+    clock = get_context("spawn").Process(target=time.sleep, args=(600,))
+    clock.start()
+    pulse(WORKER, None)  # a worker without a clock of its own
+    pulse(WORKER, clock)
+    assert state.should_stop is None
+    clock.kill()
+    clock.join()
+    pulse(WORKER, clock)
+    assert state.should_stop == 1
