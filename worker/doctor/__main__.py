@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 
+import structlog
+
 from app.kit import scratch
 from worker.doctor import blobs, rows
 from worker.doctor.findings import Finding
@@ -81,4 +83,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    # Standard output is what was found; what repairing logs goes beside it.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     sys.exit(main())
