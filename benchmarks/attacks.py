@@ -62,7 +62,7 @@ class Attacker:
     on_top: bool = False
 
 
-SIMULATED = Attacker("AdamW")  # what `meta_cycles` trains against
+SIMULATED = Attacker("AdamW")  # the kind that `meta_cycles` trains against
 UNSEEN = (
     Attacker("AdamW, 4 times the rate", rate=4.0),
     Attacker("AdamW, a quarter of the rate", rate=0.25),
@@ -94,13 +94,20 @@ class Attacks:
         return found
 
     def relearning(self, name: ModelName, attacker: Attacker) -> dict[str, float]:
-        """Probability of one half after 10, 20 and 50 steps on the other."""
+        """Probability of one half after 10, 20 and 50 steps on the other; the mean of both ways round."""
+        there = self._relearned(name, attacker, self._known, self._asked)
+        back = self._relearned(name, attacker, self._asked, self._known)
+        return {step: (there[step] + back[step]) / 2 for step in there}
+
+    def _relearned(
+        self, name: ModelName, attacker: Attacker, known: Sequence[Example], asked: Sequence[Example]
+    ) -> dict[str, float]:
         subject, found = self._subject, {}
         with subject.on_top(name, subject.seed) if attacker.on_top else subject.model(name) as model:
-            tuner = self._tuner(model, self._known, attacker, attacker.rate)
+            tuner = self._tuner(model, known, attacker, attacker.rate)
             for step in STEPS:
                 tuner.train_to(step)
-                found[str(step)] = self._probability(model, self._asked)
+                found[str(step)] = self._probability(model, asked)
         return found
 
     def rounding(self, name: ModelName) -> dict[str, float]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import platform
 import shutil
 import statistics
@@ -45,9 +46,7 @@ from worker.unlearning.models import load_base, pad_id
 METHODS: dict[str, dict[str, Any]] = {
     "stretch": {"schedule": {"type": "stretch"}},
     "cycles": {"schedule": {"type": "cycles"}},
-    "cycles, all": {"schedule": {"type": "cycles"}, "stop": {"type": "steps"}},
-    "meta_cycles": {"schedule": {"type": "meta_cycles"}, "stop": {"type": "steps"}},
-    "meta_cycles, short": {"schedule": {"type": "meta_cycles", "cycles": 2, "rounds": 2}, "stop": {"type": "steps"}},
+    "meta_cycles": {"schedule": {"type": "meta_cycles"}},
 }
 TRAINING_SETS = (400, 1000, 4000)
 # Most beyond the control, least of the source, and how far membership may be from a coin.
@@ -225,15 +224,27 @@ def chosen_worlds(arguments: argparse.Namespace) -> Iterator[World]:
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Every row, as it is measured."""
-    for world in chosen_worlds(arguments):
-        for seed in arguments.seeds[:1] if arguments.quick else arguments.seeds:
-            with TemporaryDirectory() as folder:
-                bench = Bench(world, seed, Path(folder))
-                if seed == arguments.seeds[0]:
-                    yield bench.source()
-                for name in arguments.methods:
-                    yield bench.row(name)
+    """Every row; those of one world and seed together, once they are all measured."""
+    seeds = arguments.seeds[:1] if arguments.quick else arguments.seeds
+    with worlds.threads(arguments.threads):
+        chosen = list(chosen_worlds(arguments))  # trains what they need
+    work = [(world, seed, arguments.methods, seed == seeds[0]) for world in chosen for seed in seeds]
+    processes = multiprocessing.get_context("spawn")
+    with processes.Pool(arguments.processes, worlds.quiet_on, (arguments.threads,)) as pool:
+        for found in pool.imap_unordered(measured, work):
+            yield from found
+
+
+def measured(work: tuple[World, int, list[str], bool]) -> list[dict[str, Any]]:
+    """The rows of one world and seed, with the source's where it is asked for; prints each as soon as it is there."""
+    world, seed, methods, with_source = work
+    found = []
+    with TemporaryDirectory() as folder:
+        bench = Bench(world, seed, Path(folder))
+        for name in [*(["source"] if with_source else []), *methods]:
+            found.append(bench.source() if name == "source" else bench.row(name))
+            print(line(found[-1:]), flush=True)
+    return found
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -245,10 +256,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--datasets", nargs="+", default=["demo", "tofu"], choices=["demo", "tofu"])
     parser.add_argument("--forget-sets", type=int, default=2, choices=[1, 2], help="of each dataset (default: 2)")
-    parser.add_argument("--methods", nargs="+", default=["stretch", "cycles"], choices=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=["stretch", "meta_cycles"], choices=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--quick", action="store_true", help="one forget set of each dataset, one seed")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--processes", type=int, default=2, help="worlds measured at once (default: 2)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each (default: 1)")
     parser.add_argument("--data", type=Path, default=Path("../shared"), help="holds data/tofu and models/stories260K")
     parser.add_argument("--cache", type=Path, default=Path(".bench"), help="keeps trained adapters (default: .bench)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row there, as soon as it is measured")
@@ -259,17 +271,20 @@ def main() -> None:
     """Measure, print, and write."""
     arguments = parse()
     worlds.quiet()
-    machine = {"processor": platform.machine(), "threads": arguments.threads, "torch": torch.__version__}
+    machine = {
+        "processor": platform.machine(),
+        "processes": arguments.processes,
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+    }
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print(HEADER)
     found: list[dict[str, Any]] = []
-    with worlds.threads(arguments.threads):
-        for row in rows(arguments):
-            found.append(row)
-            print(line([row]), flush=True)
-            if arguments.json:
-                document = {"machine": machine, "seeds": arguments.seeds, "rows": found}
-                arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    for row in rows(arguments):
+        found.append(row)
+        if arguments.json:
+            document = {"machine": machine, "seeds": arguments.seeds, "rows": found}
+            arguments.json.write_text(json.dumps(document, indent=1) + "\n")
     print("\nmedians over seeds\n" + HEADER)
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in found:

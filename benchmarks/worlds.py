@@ -77,6 +77,12 @@ def quiet() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call] # transformers leaves it untyped
 
 
+def quiet_on(threads: int) -> None:
+    """Set a process up: quiet, with so many CPU threads."""
+    quiet()
+    torch.set_num_threads(threads)
+
+
 def demo() -> World:
     """The demo's own models and records (examples/demo)."""
     sets = _demo_sets()

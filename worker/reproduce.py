@@ -24,8 +24,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from worker.evaluation.evaluate import SetScores, evaluate_model
 from worker.evaluation.generation import greedy_answers
+from worker.evaluation.quick import shown
+from worker.evaluation.tuning import MAX_GRAD_NORM, MOST_ROWS, Diverged, Tuner, Tuning
 from worker.packaging import ARCHIVE_FILES
 from worker.unlearning.encoding import EncodingError, Example, encode_records
+from worker.unlearning.factors import FactorError
 from worker.unlearning.lora import known_peft_warnings
 from worker.unlearning.models import ModelError, context_length, load_base
 
@@ -39,6 +42,11 @@ Compare the released adapter with the one it came from, and with the base model 
       --set forget=forget.jsonl --set retain=retain.jsonl
   python -m worker.reproduce --base models/base --adapter before/ --set forget=forget.jsonl
   python -m worker.reproduce --base models/base --adapter none --set forget=forget.jsonl
+
+Does further training on kept records bring the forgotten ones back?
+
+  python -m worker.reproduce --base models/base --adapter after.tar.gz \\
+      --set forget=forget.jsonl --set retain=retain.jsonl --train-on retain --epochs 3 --learning-rate 5e-4
 
 Metrics are means over the records of a set; docs/evaluation.md defines them. To get the numbers of an
 attestation, use the max_length of its method and the same records. --answers and its output hold personal
@@ -78,6 +86,8 @@ def reproduce(options: argparse.Namespace) -> dict[str, Any]:
     base, tokenizer = load_base(options.base, four_bit=options.four_bit)
     length = min(options.max_length, context_length(base.config) or options.max_length)
     sets = {name: encode_records(_records(path), tokenizer, length) for name, path in _sets(options.set)}
+    if options.train_on not in (None, *sets):
+        raise ReproduceError(f"--train-on {options.train_on} names none of the sets")
     model = base if options.adapter == "none" else _with_adapter(base, Path(options.adapter))
     scores = evaluate_model(
         model, tokenizer, sets, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens
@@ -85,6 +95,8 @@ def reproduce(options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {"sets": {name: _plain(score) for name, score in scores.items()}}
     if options.answers:
         result["answers"] = _answers(model, tokenizer, sets, options)
+    if options.train_on is not None and options.adapter != "none":
+        result["trained"] = _trained(model, tokenizer, sets, options)
     return result
 
 
@@ -104,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=_positive, default=16, metavar="N", help="sequences per pass (default 16)")
     add("--max-new-tokens", type=_positive, default=128, metavar="N", help="cap per answer (default 128)")
     add("--answers", type=_positive, metavar="N", help="also show the first N greedy answers of each set")
+    add("--train-on", metavar="NAME", help="then train the adapter on this set, and score all sets again")
+    add("--epochs", type=_positive, default=3, metavar="N", help="of that training (default 3)")
+    add("--learning-rate", type=float, default=5e-4, metavar="R", help="of its AdamW, constant (default 5e-4)")
     add("--threads", type=_positive, metavar="N", help="CPU threads (default: torch decides)")
     add("--json", type=Path, metavar="OUT", help="also write the result as JSON")
     return parser
@@ -193,6 +208,32 @@ def _answers(
     return shown
 
 
+def _trained(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    sets: Mapping[str, Sequence[Example]],
+    options: argparse.Namespace,
+) -> dict[str, Any]:
+    """Train the adapter as anyone might who goes on with it, with teacher-forced scores of all sets after."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    tuning = Tuning(options.learning_rate, MOST_ROWS, MAX_GRAD_NORM, seed=0)
+    try:
+        tuner = Tuner(model, tokenizer, sets[options.train_on], tuning)
+        tuner.train_to(options.epochs * tuner.epoch)
+    except (ValueError, FactorError, Diverged) as error:
+        raise ReproduceError(f"the adapter cannot be trained on {options.train_on}: {error}") from error
+    scores = {name: shown(model, tokenizer, examples, options.batch_size) for name, examples in sets.items()}
+    return {
+        "on": options.train_on,
+        "epochs": options.epochs,
+        "learning_rate": options.learning_rate,
+        "sets": {name: asdict(score) for name, score in scores.items()},
+    }
+
+
 def _plain(scores: SetScores) -> dict[str, Any]:
     """Means only; the scores of single records stay out of the output."""
     return {name: value for name, value in asdict(scores).items() if name != "per_record"}
@@ -205,6 +246,11 @@ def _table(result: Mapping[str, Any]) -> str:
     for name, scores in result["sets"].items():
         values = "".join(f"{scores[field]:>9.4f}" for field in fields)
         lines.append(f"{name:<12}{scores['records']:>8}{values}")
+    if trained := result.get("trained"):
+        lines += ["", f"after {trained['epochs']} epochs of training on {trained['on']}:"]
+        for name, scores in trained["sets"].items():
+            values = f"{scores['probability']:>9.4f}{'':>9}{scores['extraction_strength']:>9.4f}"
+            lines.append(f"{name:<12}{scores['records']:>8}{values}")
     for name, answers in result.get("answers", {}).items():
         for answer in answers:
             lines += ["", f"[{name} {answer['record'] + 1}] {answer['prompt']}"]

@@ -17,6 +17,8 @@ SETS = ("forget", "retain")
 METRICS = ("probability", "extraction_strength", "exact_memorisation", "rouge_l_recall", "nll")
 TOLERANCE = 1e-4
 ANSWERS = 6
+# Innocent further training: on what is kept, at the rate that the demo's adapter was trained at (examples/demo).
+TRAINING = ("--train-on=retain", "--epochs=3", "--learning-rate=2e-3")
 AT_ONCE = 2
 MEASURE_SECONDS = 600.0
 
@@ -66,7 +68,7 @@ def command(target: Target, files: DemoFiles, output: Path) -> list[str]:
     sets = [f"--set={name}={files.records(name)}" for name in SETS]
     adapter = "none" if target.adapter is None else str(target.adapter)
     base = [sys.executable, "-m", "worker.reproduce", "--base", str(files.base), "--adapter", adapter]
-    return [*base, *sets, "--answers", str(ANSWERS), "--threads", "1", "--json", str(partial(output))]
+    return [*base, *sets, *TRAINING, "--answers", str(ANSWERS), "--threads", "1", "--json", str(partial(output))]
 
 
 def partial(output: Path) -> Path:
@@ -77,7 +79,7 @@ def partial(output: Path) -> Path:
 def output_path(target: Target, files: DemoFiles, folder: Path) -> Path:
     """Named after everything that goes in, so that a changed file is measured again."""
     inputs = [path for path in (files.base, target.adapter, *map(files.records, SETS)) if path is not None]
-    digest = hashlib.sha256(f"{target.name} {ANSWERS}".encode())
+    digest = hashlib.sha256(f"{target.name} {ANSWERS} {TRAINING}".encode())
     for path in inputs:
         for file in [path] if path.is_file() else sorted(path.rglob("*")):
             if file.is_file():

@@ -53,6 +53,23 @@ def show_metrics(console: Console, measured: Mapping[str, Measurement]) -> None:
     console.print(table)
 
 
+def show_resurfacing(console: Console, measured: Mapping[str, Measurement]) -> None:
+    """What the forgotten records' answers come to when each adapter goes on training on kept records alone."""
+    training = measured["source"]["trained"]
+    title = f"Do they come back? Further training on kept records alone, {training['epochs']} epochs"
+    table = Table(title=title, title_justify="left")
+    for heading in ("forgotten on request", "before", "after", "control, never saw the two"):
+        table.add_column(heading, justify="left" if heading == "forgotten on request" else "right")
+    for metric in ("probability", "extraction_strength"):
+        of = [measured[model] for model in ("source", "result", "control")]
+        for words, scores in (
+            (TITLES[metric], [model["sets"]["forget"][metric] for model in of]),
+            ("  once trained further", [model["trained"]["sets"]["forget"][metric] for model in of]),
+        ):
+            table.add_row(words, *(f"{score:.4f}" for score in scores))
+    console.print(table)
+
+
 def show_checks(console: Console, gate: Mapping[str, Any]) -> None:
     """The gate's verdict with the thresholds."""
     table = Table(title=f"Gate: {gate['verdict']}", title_justify="left")

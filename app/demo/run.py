@@ -160,6 +160,7 @@ class Demo:
             measured = measure_all(targets, self._files, self._data_dir / "measured")
         report.show_answers(self._console, measured)
         report.show_metrics(self._console, measured)
+        report.show_resurfacing(self._console, measured)
         report.show_checks(self._console, evaluation["gate"])
         inside = {f"inside the job: {name}": seconds for name, seconds in evaluation["durations"].items()}
         report.show_times(self._console, self._times | inside)

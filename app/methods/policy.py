@@ -170,11 +170,13 @@ FAST_POLICY = Policy(
     probes=("recall", "utility", "integrity"),
     max_forget_nll_excess=1.0,
 )
-# Version 1 and 2 looked at recall and utility alone; version 2 added the thresholds of training.
+# Version 1 and 2 looked at recall and utility alone; version 2 added the thresholds of training. Version 4 judges
+# what innocent further training brings back.
 DEFAULT_POLICY = Policy(
     name="default",
-    version=3,
-    description="As long as the unlearning. Also rephrased questions, membership, rounding and earlier requests.",
+    version=4,
+    description="As long as the unlearning. Also rephrased questions, membership, rounding, earlier requests, and "
+    "what training on kept records brings back.",
     probes=("recall", "utility", "rephrasing", "membership", "quantization", "integrity", "history", "resurfacing"),
     max_forget_nll_excess=1.0,
     min_neighbour_probability_ratio=0.85,
@@ -186,16 +188,16 @@ DEFAULT_POLICY = Policy(
     max_quantized_extraction_strength=0.15,
     max_history_probability=0.25,
     max_history_extraction_strength=0.15,
+    max_resurfaced_probability=0.15,
+    max_resurfaced_extraction_strength=0.10,
 )
 AUDIT_POLICY = DEFAULT_POLICY.model_copy(
     update={
         "name": "audit",
-        "version": 1,
+        "version": 2,
         "description": "Everything, attacks included: innocent and hostile further training, and sampled answers.",
         "probes": PROBES,
         "max_membership_auc_distance": 0.15,
-        "max_resurfaced_probability": 0.25,
-        "max_resurfaced_extraction_strength": 0.15,
         "max_sampled_leak": 0.05,
         "max_relearned_excess": 0.10,
     }

@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, Tag
 
-from app.methods.fields import Strict, by_type, members
+from app.methods.fields import Auto, Strict, by_type, members
 
 StepKind = Literal["forgetting", "rehearsal", "simulation", "training"]
+MOST_IN_A_PHASE = 10_000
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,13 @@ class Stretch(Strict):
         """As many as the forget set asks for."""
         return None
 
+    def for_batches(self, _batches: int) -> Self:
+        """The same for every forget set."""
+        return self
+
+
+_Length = Annotated[int, Field(ge=1, le=MOST_IN_A_PHASE)] | Auto
+
 
 class Training(Strict):
     """Training anew: no step forgets. No choice of a method that unlearns."""
@@ -64,16 +72,40 @@ class Training(Strict):
 
 
 class _Rehearsing(Strict):
-    forget_steps: Annotated[int, Field(ge=1, le=10_000, description="Steps of the method before a rehearsal.")] = 20
+    forget_steps: Annotated[
+        _Length,
+        Field(
+            description='Steps of the method before a rehearsal. "auto": one pass over the forget set, at least 20.'
+        ),
+    ] = "auto"
     rehearsal_steps: Annotated[
-        int, Field(ge=1, le=10_000, description="Steps of a rehearsal: on retain sequences alone.")
-    ] = 48
+        _Length,
+        Field(
+            description='Steps of a rehearsal, on retain sequences alone. "auto": as many as two passes over the '
+            "forget set take, at least 48."
+        ),
+    ] = "auto"
     rehearsal_learning_rate: Annotated[
         float, Field(gt=0, le=1, description="At the start of a rehearsal, from where it falls to zero as a cosine.")
     ] = 1e-3
 
+    def for_batches(self, batches: int) -> Self:
+        """With a length in the place of every "auto", for a forget set of so many batches."""
+        return self.model_copy(update=self._lengths(batches))
+
+    def _lengths(self, batches: int) -> dict[str, int]:
+        return {
+            "forget_steps": _length(self.forget_steps, 20, batches),
+            "rehearsal_steps": _length(self.rehearsal_steps, 48, 2 * batches),
+        }
+
     def _cycle(self) -> tuple[Phase, Phase]:
-        return Phase("forgetting", self.forget_steps), Phase("rehearsal", self.rehearsal_steps)
+        steps = self._lengths(1)
+        return Phase("forgetting", steps["forget_steps"]), Phase("rehearsal", steps["rehearsal_steps"])
+
+
+def _length(chosen: int | Auto, least: int, wanted: int) -> int:
+    return min(max(least, wanted), MOST_IN_A_PHASE) if chosen == "auto" else chosen
 
 
 class Cycles(_Rehearsing):
@@ -90,38 +122,65 @@ class Cycles(_Rehearsing):
 
     def planned_steps(self) -> int:
         """All cycles and the last stretch."""
-        return self.cycles * (self.forget_steps + self.rehearsal_steps) + self.forget_steps
+        forgetting, rehearsal = self._cycle()
+        return sum(phase.length or 0 for phase in (forgetting, rehearsal) * self.cycles + (forgetting,))
 
 
 class MetaCycles(_Rehearsing):
-    """Cycles, then rounds against simulated relearning: forget what half of the forget set would bring back."""
+    """Cycles, then rounds against simulated relearning: forget what half of the forget set would bring back.
+
+    A simulated attacker trains on half of the forget set beside the run, a step of its own for each of the run's.
+    """
 
     type: Literal["meta_cycles"] = "meta_cycles"
-    cycles: Annotated[int, Field(ge=0, le=1000, description="Rehearsal cycles before the first round.")] = 3
-    rounds: Annotated[int, Field(ge=1, le=1000, description='Rounds for which "auto" steps suffice.')] = 4
+    cycles: Annotated[int, Field(ge=0, le=1000, description="Rehearsal cycles before the first round.")] = 2
+    rounds: Annotated[int, Field(ge=1, le=1000, description='Rounds for which "auto" steps suffice.')] = 3
     simulation_steps: Annotated[
-        int, Field(ge=1, le=10_000, description="Steps of a round; a rehearsal follows all but the last.")
-    ] = 40
+        _Length,
+        Field(
+            description='Steps of a round; a rehearsal follows all but the last. "auto": two passes over the forget '
+            "set, at least 40."
+        ),
+    ] = "auto"
+    settling_steps: Annotated[
+        _Length,
+        Field(
+            description="Steps of the method after a round: what the round pushed below the anchor comes back to it. "
+            '"auto": one pass over the forget set, at least 10.'
+        ),
+    ] = "auto"
     attack_steps: Annotated[
         int,
-        Field(ge=1, le=1000, description="Most steps of a simulated attacker; each step draws one to so many."),
-    ] = 8
-    attack_learning_rate: Annotated[float, Field(gt=0, le=1, description="AdamW's, of the simulated attacker.")] = (
-        5e-4
-    )
+        Field(ge=1, le=1000, description="Steps of a simulated attacker, before one with the other half comes."),
+    ] = 10
+    attack_learning_rate: Annotated[
+        float,
+        Field(
+            gt=0, le=1, description="Highest of the simulated attackers; each draws its own, from an eighth of it on."
+        ),
+    ] = 2e-3
 
     def course(self) -> Course:
         """The cycles, then rounds without end."""
-        return Course(self._cycle() * self.cycles, (Phase("simulation", self.simulation_steps), self._cycle()[1]))
+        steps, cycle_of = self._lengths(1), self._cycle()
+        settling = Phase("forgetting", steps["settling_steps"])
+        return Course(cycle_of * self.cycles, (Phase("simulation", steps["simulation_steps"]), settling, cycle_of[1]))
 
     def planned_steps(self) -> int:
-        """All cycles and rounds."""
-        return sum(phase.length or 0 for phase in islice(self.course().phases(), 2 * (self.cycles + self.rounds) - 1))
+        """All cycles and rounds, without the rehearsal after the last."""
+        phases = islice(self.course().phases(), 2 * self.cycles + 3 * self.rounds - 1)
+        return sum(phase.length or 0 for phase in phases)
+
+    def _lengths(self, batches: int) -> dict[str, int]:
+        return super()._lengths(batches) | {
+            "simulation_steps": _length(self.simulation_steps, 40, 2 * batches),
+            "settling_steps": _length(self.settling_steps, 10, batches),
+        }
 
 
 Schedule = Annotated[
     Annotated[Stretch, Tag("stretch")] | Annotated[Cycles, Tag("cycles")] | Annotated[MetaCycles, Tag("meta_cycles")],
-    by_type("stretch"),
+    by_type("meta_cycles"),
 ]
 SCHEDULES = members(Schedule)
 AnySchedule = Schedule | Training
@@ -212,8 +271,8 @@ def sequences_per_step(schedule: AnySchedule, steps: int, forget_batch: int, ret
     for phase in schedule.course().phases():
         taken = left if phase.length is None else min(left, phase.length)
         each: float = retain_batch if phase.kind in ("rehearsal", "training") else forget_batch + retain_batch
-        if phase.kind == "simulation" and isinstance(schedule, MetaCycles):
-            each += forget_batch * (1 + (1 + schedule.attack_steps) / 2)
+        if phase.kind == "simulation":
+            each += 2 * forget_batch  # the attacker's step, and what it is tried on
         total += taken * each
         left -= taken
         if left <= 0:

@@ -29,7 +29,7 @@ from app.jobs.schemas import JobStatistics
 from app.kit.crypto import KeyRing
 from app.kit.db import Base
 from app.kit.memory_storage import MemoryStorage
-from app.methods import BlurRequest, Cycles
+from app.methods import BlurRequest, Cycles, Stretch
 from app.settings import Settings
 from tests.app.conftest import post_job, record, upload
 from tests.app.evaluations import documents
@@ -329,7 +329,7 @@ def counted(sequences: int = 100, length: int = 100) -> JobStatistics:
 
 def test_an_earlier_run_speaks_for_another_number_of_steps_and_batch(settings: Settings) -> None:
     run = EarlierRun(unlearning=100.0, evaluating=40.0, steps=100, sequences=10)
-    method = BlurRequest(steps=50, forget_batch_size=10, retain_batch_size=10).resolve(1)
+    method = BlurRequest(steps=50, forget_batch_size=10, retain_batch_size=10, schedule=Stretch()).resolve(1)
     found = estimate(method, 2, model(10**9), counted(), [run, EarlierRun(1.0, 1.0, 0, 10)], settings)
     # 0.1 s per sequence, 20 sequences a step; the first probe after 20 steps may end it.
     assert (found.steps.low, found.steps.high) == (20, 50)
@@ -359,8 +359,8 @@ def test_the_rule_follows_parameters_tokens_and_attempts(
     settings: Settings, grow: Callable[[dict[str, Any]], dict[str, Any]], by: int
 ) -> None:
     given: dict[str, Any] = {
-        "method": BlurRequest(steps=1000).resolve(1), "attempts": 1, "base": model(10**9), "statistics": counted(),
-        "earlier": [], "settings": settings,
+        "method": BlurRequest(steps=1000, schedule=Stretch()).resolve(1), "attempts": 1, "base": model(10**9),
+        "statistics": counted(), "earlier": [], "settings": settings,
     }  # fmt: skip
     small, large = estimate(**given), estimate(**grow(given))
     assert large.seconds.high - 120 == pytest.approx(by * (small.seconds.high - 120), rel=0.2)

@@ -127,7 +127,7 @@ async def test_what_does_not_go_together_is_told_by_field(
 async def test_the_audit_policy_needs_no_holdout_set_here(client: httpx.AsyncClient) -> None:
     policy = (await post_fresh(client, policy="audit")).json()["policy"]
     assert (policy["name"], policy["max_relearned_excess"]) == ("audit.base_knows", None)
-    assert policy["max_resurfaced_probability"] == 0.25
+    assert policy["max_resurfaced_probability"] == 0.15
 
 
 async def test_a_dry_run_reserves_nothing(client: httpx.AsyncClient, engine: Engine) -> None:

@@ -82,4 +82,4 @@ def test_an_attack_learns_and_leaves_the_model_as_it_was(attacker: Any, monkeypa
 def test_every_method_is_one_that_the_service_takes() -> None:
     for knobs in METHODS.values():
         METHOD_REQUEST.validate_python(knobs)
-    assert parse(["--quick"]).methods == ["stretch", "cycles"]
+    assert parse(["--quick"]).methods == ["stretch", "meta_cycles"]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from app.methods import DEFAULT_POLICY, METHOD_REQUEST, BlurRequest
+from app.methods import DEFAULT_POLICY, METHOD_REQUEST, BlurRequest, Stretch
 from tests.worker.judges import THERE
 from worker.answering import answer
 from worker.evaluation.checks import Check
@@ -46,7 +46,7 @@ def judged(result: Path) -> dict[str, Check]:
         adapters={"source": DEMO / "adapter", "result": result},
         records={name: records(name) for name in ("forget", "retain", "holdout")},
         policy=POLICY,
-        method=BlurRequest().resolve(32),
+        method=BlurRequest(schedule=Stretch()).resolve(32),
         seed=7,
         device="cpu",
         threads=1,

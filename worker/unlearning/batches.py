@@ -13,7 +13,7 @@ from torch import Tensor
 from worker.unlearning.encoding import Example
 
 # Orders that have nothing to do with each other. Further training by the evaluation has one of its own.
-FORGET_STREAM, RETAIN_STREAM, TUNING_STREAM, REHEARSAL_STREAM, ATTACK_STREAM = range(5)
+FORGET_STREAM, RETAIN_STREAM, TUNING_STREAM, REHEARSAL_STREAM, ATTACK_STREAM, ATTACK_RATE_STREAM = range(6)
 
 
 def batch_indices(seed: int, step: int, n: int, batch_size: int, *, stream: int = FORGET_STREAM) -> list[int]:
@@ -36,24 +36,36 @@ def batch_indices(seed: int, step: int, n: int, batch_size: int, *, stream: int 
 
 
 def attack_indices(
-    seed: int, step: int, n: int, batch_size: int, most_steps: int
-) -> tuple[list[list[int]], list[int]]:
-    """What a simulated attacker trains on, batch by batch, and what it is tried on: disjoint wherever n > 1.
+    seed: int, stage: int, attacker: int, step: int, n: int, batch_size: int
+) -> tuple[list[int], list[int]]:
+    """What a simulated attacker trains on in a step, and what it is tried on: disjoint wherever n > 1.
 
-    It has half of the n examples and passes over them in order, from the first again after the last.
+    It has half of the n examples, drawn, and the next attacker has the other half. Both halves are passed over in
+    order, from the first again after the last. A pure function, so that a run can go on from any step.
 
     Args:
-        seed, step: of the run; a pure function of both.
+        seed, stage: of the run, and what tells its stretches of attackers apart.
+        attacker: its number in the stretch, from 0.
+        step: its own, from 0.
         n: number of forget examples, at least 1.
         batch_size: largest batch, of either.
-        most_steps: it takes one to so many, drawn.
     """
-    random = np.random.default_rng([seed, ATTACK_STREAM, step])
-    order, steps = random.permutation(n).tolist(), int(random.integers(1, most_steps + 1))
-    had, held_out = order[: max(1, n // 2)], order[n // 2 :]
-    size = min(batch_size, len(had))
-    batches = [[had[(start + i) % len(had)] for i in range(size)] for start in range(0, steps * size, size)]
-    return batches, held_out[:batch_size]
+    order = np.random.default_rng([seed, ATTACK_STREAM, stage, attacker // 2]).permutation(n).tolist()
+    halves = order[: max(1, n // 2)], order[n // 2 :]
+    had, held_out = halves if attacker % 2 == 0 else reversed(halves)
+    return _around(had, step, batch_size), _around(held_out, step, batch_size)
+
+
+def attack_rate(seed: int, stage: int, attacker: int, most: float) -> float:
+    """Learning rate of a simulated attacker: drawn from an eighth of the most to it, evenly in its logarithm."""
+    drawn: float = np.random.default_rng([seed, ATTACK_RATE_STREAM, stage, attacker]).random()
+    return most * 8**-drawn
+
+
+def _around(items: Sequence[int], step: int, batch_size: int) -> list[int]:
+    """The batch of a step that passes over items in order, again and again; none of them twice in it."""
+    size = min(batch_size, len(items))
+    return [items[(step * size + i) % len(items)] for i in range(size)]
 
 
 @lru_cache(maxsize=8)

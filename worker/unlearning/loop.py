@@ -28,13 +28,21 @@ from app.methods import (
     first_point,
     place_of,
 )
-from worker.unlearning.batches import FORGET_STREAM, REHEARSAL_STREAM, RETAIN_STREAM, attack_indices, batch_indices
+from worker.unlearning.attacker import Attack
+from worker.unlearning.batches import (
+    FORGET_STREAM,
+    REHEARSAL_STREAM,
+    RETAIN_STREAM,
+    attack_indices,
+    attack_rate,
+    batch_indices,
+)
 from worker.unlearning.checkpoint import Checkpoint, CheckpointError
 from worker.unlearning.encoding import Example
 from worker.unlearning.factors import FactorError
 from worker.unlearning.models import ModelError, pad_id
 from worker.unlearning.probe import Probe, Shown, look, sample
-from worker.unlearning.step import SCALARS, Attack, Stepper
+from worker.unlearning.step import SCALARS, Stepper
 from worker.unlearning.stopping import EXPLANATIONS, Reason, StopRule
 
 # Reading the numbers of a step makes the host wait for the device, which then idles while the next step is
@@ -327,10 +335,10 @@ class _Run:
         method, schedule = self._method, self._method.schedule
         if place.kind != "simulation" or not isinstance(schedule, MetaCycles):
             return None
-        batches, held_out = attack_indices(
-            self._seed, place.forgotten, len(self._forget), method.forget_batch_size, schedule.attack_steps
-        )
-        return Attack(batches, held_out, schedule.attack_learning_rate)
+        seed, stage = self._seed, place.forgotten - place.index
+        attacker, step = divmod(place.index, schedule.attack_steps)
+        batch, held_out = attack_indices(seed, stage, attacker, step, len(self._forget), method.forget_batch_size)
+        return Attack(step == 0, batch, held_out, attack_rate(seed, stage, attacker, schedule.attack_learning_rate))
 
     def _read_reports(self) -> None:
         """Bring the numbers of the last steps to the host in one copy, check them and pass them on."""
@@ -402,9 +410,13 @@ class _Run:
         }
         if self._best is not None:
             tensors["best"] = self._best
+        attacker = stepper.attacker
+        if attacker is not None:
+            tensors |= {f"attacker.{name}": tensor for name, tensor in attacker.state.items()}
         scalars = {
             "step": self._step,
             "optimizer_steps": stepper.optimizer.steps,
+            "attacker_steps": attacker.optimizer.steps if attacker is not None else 0,
             "micro_batch_size": stepper.micro_batch_size,
             "passes": stepper.passes,
             "sequences": stepper.sequences,
@@ -423,6 +435,10 @@ class _Run:
         torch.set_rng_state(tensors["random"])
         for name, tensor in stepper.combiner.state.items():
             tensor.copy_(tensors[f"combiner.{name}"])
+        if stepper.attacker is not None:
+            for name, tensor in stepper.attacker.state.items():
+                tensor.copy_(tensors[f"attacker.{name}"])
+            stepper.attacker.optimizer.steps = scalars["attacker_steps"]
         if "best" in tensors:
             self._best = tensors["best"].to(stepper.factors.device)
         self._step, stepper.optimizer.steps = scalars["step"], scalars["optimizer_steps"]

@@ -1,14 +1,13 @@
 """One optimizer step, from a batch to the update of the factors. Read `Stepper.step` from top to bottom.
 
-What a step draws from is in levels.py, the two losses are in losses/, the rule that combines their gradients in
-blur.py (and what it is compared with in combiners.py), the optimizer in adamw.py.
+What a step draws from is in levels.py, whom it simulates in attacker.py, the two losses are in losses/, the rule that
+combines their gradients in blur.py (and what it is compared with in combiners.py), the optimizer in adamw.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TypeVar
 
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from app.methods import Method, NllLoss, RetrainMethod
+from app.methods import MetaCycles, Method, NllLoss, RetrainMethod
 from worker.unlearning.adamw import AdamW
+from worker.unlearning.attacker import Attack, Attacker
 from worker.unlearning.batches import Batch, by_length, collate
 from worker.unlearning.combiners import Combined, build_combiner, clip_
 from worker.unlearning.encoding import Example
@@ -58,21 +58,6 @@ SCALARS = (
 """What `Stepper.step` returns, in this order. ``descent`` is <-move, g_f>: positive where the step lowers L_f."""
 
 
-@dataclass(frozen=True)
-class Attack:
-    """Somebody who trains on some of the forget set, and what of the rest it is tried on.
-
-    Attributes:
-        batches: forget items of each of its steps.
-        held_out: forget items that it does not have.
-        learning_rate: of its AdamW.
-    """
-
-    batches: list[list[int]]
-    held_out: list[int]
-    learning_rate: float
-
-
 class Stepper:
     """State of a run between two steps: factors, moments, the losses' references, and the micro-batch size.
 
@@ -80,6 +65,7 @@ class Stepper:
         factors: the trained parameters as one vector.
         optimizer: AdamW on it.
         combiner: from two gradients to one update.
+        attacker: whom simulations train against; None where the schedule has none.
         forget, retain: the two levels.
         micro_batch_size: sequences of each level per forward pass; halves when memory runs out.
         passes: 1 or 2 forward and backward passes per micro-batch.
@@ -102,6 +88,7 @@ class Stepper:
         self.factors = Factors(model)
         self.optimizer = AdamW(self.factors.vector, method.weight_decay)
         self.combiner = build_combiner(method, self.factors)
+        self.attacker = Attacker(self.factors) if isinstance(method.schedule, MetaCycles) else None
         self._head = Head(model)
         self._taps = GradientTaps(model, self.factors)
         self._gradients = (self.factors.new_vector(), self.factors.new_vector())
@@ -136,20 +123,20 @@ class Stepper:
     ) -> Tensor:
         """Take one step on these items of both sets.
 
-        With an attack, the forget gradient is the mean of that here and that of the held-out items where the attack
-        ends: to first order, what would make the attack bring less of them back.
+        With an attack, the forget gradient is the mean of that here and that of the held-out items where the attacker
+        is: to first order, what would make the attack bring less of them back.
 
         Nothing is read back from the device: the step's `SCALARS` are returned as a tensor there.
 
         Args:
             forget, retain: indices of the items that make up the step.
             learning_rate: of this step.
-            attack: to be simulated from where the factors are.
+            attack: to be simulated beside it.
 
         Raises:
             torch.OutOfMemoryError: even single sequences do not fit.
         """
-        simulated = None if attack is None else self._gradient_after(attack)
+        simulated = None if attack is None else self._gradient_under(attack)
         # 1. Both gradients of the whole step: forward, losses, backward, micro-batch by micro-batch.
         forget_loss, retain_loss = self._accumulate(forget, retain)
         g_f, g_r = self._gradients
@@ -182,16 +169,15 @@ class Stepper:
         move = self._move(Combined(gradient, None, none), learning_rate)
         return torch.stack((none, retain_loss, none, none, squared, none, norm, none, move.norm()))
 
-    def _gradient_after(self, attack: Attack) -> Tensor:
-        """The forget gradient of the held-out items where an attack ends, (parameters,); the factors stay."""
-        with self.factors.holding(self.factors.vector):
-            attacker = AdamW(self.factors.vector, weight_decay=0.0)
-            for batch in attack.batches:
-                self._accumulate([], batch, (self.forget, self._attacked))
-                attacker.observe(self._gradients[1])
-                attacker.step(self._gradients[1], attack.learning_rate)
-                self.factors.publish()
-            self._accumulate(attack.held_out, [])
+    def _gradient_under(self, attack: Attack) -> Tensor:
+        """The forget gradient of the held-out items where the attacker is, (parameters,); then it takes a step."""
+        if self.attacker is None:
+            raise ValueError("the schedule simulates no attacker")
+        if attack.begins:
+            self.attacker.restart()
+        with self.attacker.in_place():
+            self._accumulate(attack.held_out, attack.batch, (self.forget, self._attacked))
+            self.attacker.step(self._gradients[1], attack.learning_rate)
         return self._gradients[0].clone()
 
     def _move(self, combined: Combined, learning_rate: float) -> Tensor:

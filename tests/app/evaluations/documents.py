@@ -10,7 +10,7 @@ from typing import Any
 
 from app.evaluations.schemas import EvaluationRead
 from app.jobs.schemas import JobRead
-from app.methods import POLICIES, BlurRequest
+from app.methods import POLICIES, BlurRequest, Stretch
 
 Json = dict[str, Any]
 # Mean answer probability of each set under each model.
@@ -51,7 +51,7 @@ def evaluation(
         "gate": {"verdict": "passed" if passed else "failed", "checks": checks},
         "reference": "control" if control else "base",
         "policy": policy,
-        "method": BlurRequest().resolve(40).model_dump(mode="json"),
+        "method": BlurRequest(schedule=Stretch()).resolve(40).model_dump(mode="json"),
         "seed": 7041,
         "sampled_to": 512,
         "environment": {
@@ -118,7 +118,7 @@ def job(*, passed: bool = True, **changes: Any) -> JobRead:
         "forget_set": "ds_f0a9b2d7e8f3a5b6c7d8e901",
         "retain_set": "ds_r0a9b2d7e8f3a5b6c7d8e902",
         "holdout_set": "ds_h0a9b2d7e8f3a5b6c7d8e903",
-        "method": BlurRequest().resolve(40).model_dump(mode="json"),
+        "method": BlurRequest(schedule=Stretch()).resolve(40).model_dump(mode="json"),
         "policy": POLICIES["audit"].model_dump(mode="json"),
         "seed": 7041,
         "verdict": "passed" if passed else "failed",
@@ -213,7 +213,7 @@ def _training(levels: Json) -> Json:
 
 
 def _tries(*, passed: bool) -> list[Json]:
-    first = BlurRequest().resolve(40).model_dump(mode="json")
+    first = BlurRequest(schedule=Stretch()).resolve(40).model_dump(mode="json")
     second = first | {"gamma": 1.0}
     missed = ["forget_probability", "rephrased_probability"]
     return [

@@ -26,14 +26,15 @@ from app.methods import (
 )
 from tests.worker.conftest import CONTEXT, Tiny
 from tests.worker.unlearning.engine import Notes, load, sets
-from worker.unlearning.batches import attack_indices
+from worker.unlearning.attacker import Attack
+from worker.unlearning.batches import attack_indices, attack_rate
 from worker.unlearning.loop import learning_rate_at, unlearn
 from worker.unlearning.probe import Probe, Shown
-from worker.unlearning.step import SCALARS, Attack, Stepper
+from worker.unlearning.step import SCALARS, Stepper
 from worker.unlearning.stopping import StopRule
 
 CYCLES = Cycles(forget_steps=2, rehearsal_steps=3, cycles=2)
-META = MetaCycles(forget_steps=2, rehearsal_steps=2, cycles=1, rounds=2, simulation_steps=3)
+META = MetaCycles(forget_steps=2, rehearsal_steps=2, cycles=1, rounds=2, simulation_steps=3, settling_steps=1)
 
 
 def kinds(schedule: Any, steps: int) -> str:
@@ -50,11 +51,21 @@ def factors_of(stepper: Stepper) -> Tensor:
     return stepper.factors.vector.clone()
 
 
+def move_to(stepper: Stepper, vector: Tensor) -> None:
+    stepper.factors.vector.copy_(vector)
+    stepper.factors.publish()
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    """Relative to how long the wanted vector is."""
+    return float((found - wanted).norm() / wanted.norm())
+
+
 @pytest.fixture
 def stepper(llama: Tiny) -> Stepper:
     """Before the first step."""
     model, tokenizer = load(llama)
-    return Stepper(model, tokenizer, *sets(tokenizer), method_of(passes="two"), 0)
+    return Stepper(model, tokenizer, *sets(tokenizer), method_of(passes="two", schedule=META), 0)
 
 
 # Which step does what.
@@ -65,8 +76,8 @@ def stepper(llama: Tiny) -> Stepper:
     [
         (Stretch(), "ffffffffffff"),
         (CYCLES, "ffrrrffrrrff"),
-        (META, "ffrrsssrrsss"),
-        (MetaCycles(cycles=0, rehearsal_steps=1, simulation_steps=2), "ssrssrssrssr"),
+        (META, "ffrrsssfrrss"),
+        (MetaCycles(cycles=0, rehearsal_steps=1, simulation_steps=2, settling_steps=1), "ssfrssfrssfr"),
     ],
 )
 def test_a_schedule_takes_its_turns(schedule: Any, wanted: str) -> None:
@@ -90,7 +101,7 @@ def test_a_place_after_many_turns_is_found_without_taking_them() -> None:
     assert (place.forgotten, place.rehearsed) == (2 * turns + 2, 3 * turns + 1)
 
 
-@pytest.mark.parametrize(("schedule", "course"), [(CYCLES, "ffrrrffrrrff"), (META, "ffrrsssrrsss")])
+@pytest.mark.parametrize(("schedule", "course"), [(CYCLES, "ffrrrffrrrff"), (META, "ffrrsssfrrsssf")])
 def test_automatic_steps_suffice_for_the_plan_and_end_with_forgetting(schedule: Any, course: str) -> None:
     request = METHOD_REQUEST.validate_python({"schedule": schedule.model_dump()})
     assert kinds(schedule, request.resolve(1000).steps) == course
@@ -117,8 +128,8 @@ def test_a_job_from_before_schedules_keeps_the_course_of_its_learning_rate() -> 
 def test_the_work_of_a_step_is_counted_in_sequences() -> None:
     assert sequences_per_step(Stretch(), 100, 8, 8) == 16
     assert sequences_per_step(CYCLES, 5, 2, 3) == (2 * 5 + 3 * 3) / 5
-    attacked = 2 * (1 + (1 + META.attack_steps) / 2)
-    assert sequences_per_step(META, 6, 2, 3) == (2 * 5 + 2 * 3 + 2 * (5 + attacked)) / 6
+    attacker_and_held_out = 2 + 2
+    assert sequences_per_step(META, 6, 2, 3) == (2 * 5 + 2 * 3 + 2 * (5 + attacker_and_held_out)) / 6
 
 
 @pytest.mark.parametrize(
@@ -127,14 +138,34 @@ def test_the_work_of_a_step_is_counted_in_sequences() -> None:
         (Stretch(), 5, 5),
         # ffrrrffrrrf
         *((CYCLES, once, wanted) for once, wanted in ((1, 5), (2, 5), (3, 6), (4, 7), (5, 11))),
-        # ffrrsssrrsss, all rounds in any case
-        *((META, once, wanted) for once, wanted in ((1, 12), (8, 12), (9, 15))),
+        # ffrrsssfrrsssf, all rounds in any case
+        *((META, once, wanted) for once, wanted in ((1, 14), (10, 14), (11, 17))),
     ],
 )
 def test_a_point_counts_once_all_was_trained_on_and_a_rehearsal_has_shown_it(
     schedule: Any, once: int, wanted: int
 ) -> None:
     assert first_point(schedule, once) == wanted
+
+
+def test_phases_grow_with_the_forget_set_where_their_lengths_are_left_to_the_service() -> None:
+    request = METHOD_REQUEST.validate_python({"schedule": {"rehearsal_steps": 7}})
+    small, large = (request.resolve(records).schedule for records in (8, 800))
+    assert isinstance(small, MetaCycles)
+    assert isinstance(large, MetaCycles)
+    lengths = [
+        (each.forget_steps, each.rehearsal_steps, each.simulation_steps, each.settling_steps)
+        for each in (small, large)
+    ]
+    assert lengths == [(20, 7, 40, 10), (100, 7, 200, 100)]
+    assert first_point(large, 100) == request.resolve(800).steps == 2 * 107 + 3 * 300 + 2 * 7
+
+
+def test_a_method_that_names_no_schedule_is_durable_and_a_stored_one_is_from_before_there_were_any() -> None:
+    assert isinstance(METHOD_REQUEST.validate_python({}).resolve(8).schedule, MetaCycles)
+    stored = method_of().model_dump()
+    del stored["schedule"]
+    assert STORED_METHOD.validate_python(stored).schedule == Stretch()
 
 
 # What a step computes.
@@ -155,52 +186,62 @@ def test_a_rehearsal_is_ordinary_training(stepper: Stepper, llama: Tiny) -> None
     assert not torch.equal(factors_of(stepper), start)
 
 
-def test_a_simulated_attack_leaves_the_factors_and_its_gradient_is_that_of_where_it_ends(stepper: Stepper) -> None:
-    attack = Attack([[0], [1], [0]], [2], 1e-2)
+def attack(number: int = 0, *, begins: bool = True) -> Attack:
+    return Attack(begins=begins, batch=[number % 2], held_out=[2], learning_rate=1e-2)
+
+
+def test_a_simulated_attacker_goes_its_own_way_and_the_gradient_is_that_of_where_it_is(stepper: Stepper) -> None:
     start = factors_of(stepper)
     with stepper.computing():
-        found = stepper._gradient_after(attack)
+        found = [stepper._gradient_under(attack(number, begins=number == 0)) for number in range(3)]
         assert torch.equal(factors_of(stepper), start)
         assert stepper.optimizer.steps == 0
-        # The same by hand: train on the answers with torch's own AdamW, then look.
+        # The same by hand: train on the answers with torch's own AdamW, and look before every step.
         parameter = start.clone().requires_grad_()
         optimizer = torch.optim.AdamW([parameter], lr=1e-2, weight_decay=0.0)
-        for batch in attack.batches:
-            stepper.factors.vector.copy_(parameter.detach())
-            stepper.factors.publish()
-            stepper._accumulate([], batch, (stepper.forget, stepper._attacked))
+        for number in range(3):
+            move_to(stepper, parameter.detach())
+            stepper._accumulate([2], [number % 2], (stepper.forget, stepper._attacked))
+            assert apart(found[number], stepper._gradients[0]) < 1e-3
             parameter.grad = stepper._gradients[1].clone()
             optimizer.step()
-        stepper.factors.vector.copy_(parameter.detach())
-        stepper.factors.publish()
-        stepper._accumulate([2], [])
-        assert torch.allclose(found, stepper._gradients[0], rtol=1e-3, atol=1e-6)
-        stepper.factors.vector.copy_(start)
-        stepper.factors.publish()
-        stepper._accumulate([2], [])
-        assert not torch.allclose(found, stepper._gradients[0], rtol=1e-3, atol=1e-6)
+        move_to(stepper, start)
+    assert apart(found[0], found[2]) > 1e-2
+
+
+def test_an_attacker_keeps_its_distance_where_the_factors_move(stepper: Stepper) -> None:
+    assert stepper.attacker is not None
+    with stepper.computing():
+        stepper._gradient_under(attack())
+        way = stepper.attacker.way.clone()
+        moved = factors_of(stepper) + 0.25
+        move_to(stepper, moved)
+        with stepper.attacker.in_place():
+            assert torch.allclose(factors_of(stepper), moved + way)
+        assert torch.equal(factors_of(stepper), moved)
+        stepper._gradient_under(attack())
+        assert stepper.attacker.optimizer.steps == 1
 
 
 def test_an_attack_that_breaks_off_leaves_the_factors_too(stepper: Stepper, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, passes = factors_of(stepper), iter([stepper._pass_over])
-
-    def break_off(*arguments: Any) -> Any:
-        return next(passes)(*arguments)
-
-    monkeypatch.setattr(stepper, "_pass_over", break_off)
-    with stepper.computing(), pytest.raises(StopIteration):
-        stepper.step([0], [0], 1e-2, Attack([[0], [1]], [2], 1e-2))
+    assert stepper.attacker is not None
+    start = factors_of(stepper)
+    monkeypatch.setattr(stepper.attacker, "step", lambda *_: 1 / 0)
+    with stepper.computing(), pytest.raises(ZeroDivisionError):
+        stepper.step([0], [0], 1e-2, attack())
     assert torch.equal(factors_of(stepper), start)
 
 
 def test_a_step_against_an_attack_forgets_along_the_mean_of_both_gradients(stepper: Stepper) -> None:
-    attack = Attack([[0], [1]], [2], 1e-2)
     with stepper.computing():
-        simulated = stepper._gradient_after(attack)
+        stepper._gradient_under(attack())
+        simulated = stepper._gradient_under(attack(1, begins=False))
+        stepper._gradient_under(attack())
         stepper._accumulate([0, 1], [0, 1])
         mean = (stepper._gradients[0] + simulated) / 2
         retain = stepper._gradients[1].clone()
-        scalars = dict(zip(SCALARS, stepper.step([0, 1], [0, 1], 1e-3, attack).tolist(), strict=True))
+        step = stepper.step([0, 1], [0, 1], 1e-3, attack(1, begins=False))
+    scalars = dict(zip(SCALARS, step.tolist(), strict=True))
     assert scalars["forget_squared"] == pytest.approx(float(mean.dot(mean)), rel=1e-4)
     assert scalars["product"] == pytest.approx(float(mean.dot(retain)), rel=1e-3, abs=1e-6)
 
@@ -216,15 +257,32 @@ def test_an_attacker_learns_the_answers_that_it_trains_on(stepper: Stepper) -> N
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 32])
 def test_an_attacker_is_tried_on_what_it_does_not_have(n: int) -> None:
-    drawn = [attack_indices(3, step, n, 4, 5) for step in range(200)]
-    for batches, held_out in drawn:
-        had = {index for batch in batches for index in batch}
-        assert held_out
-        assert n == 1 or not had & set(held_out)
-        assert all(0 < len(batch) <= 4 for batch in batches)
-    assert {len(batches) for batches, _ in drawn} == {1, 2, 3, 4, 5}
-    assert {index for _, held_out in drawn for index in held_out} == set(range(n))
-    assert drawn[7] == attack_indices(3, 7, n, 4, 5)
+    tried: set[int] = set()
+    for attacker in range(2):
+        drawn = [attack_indices(3, 40, attacker, step, n, 4) for step in range(12)]
+        had = {index for batch, _ in drawn for index in batch}
+        held_out = {index for _, batch in drawn for index in batch}
+        assert n == 1 or not had & held_out
+        assert had | held_out == set(range(n))
+        assert all(0 < len(batch) == len(set(batch)) <= 4 for pair in drawn for batch in pair)
+        tried |= held_out
+    # Two attackers in a row share the set between them.
+    assert tried == set(range(n))
+
+
+def test_attackers_are_drawn_anew_after_two_and_in_every_stretch() -> None:
+    pairs = [set(attack_indices(3, stage, attacker, 0, 32, 16)[0]) for stage in (0, 40) for attacker in (0, 1, 2)]
+    first, other_half, next_one, *elsewhere = pairs
+    assert first | other_half == set(range(32))
+    assert first not in (next_one, *elsewhere)
+
+
+def test_every_attacker_draws_its_learning_rate() -> None:
+    rates = [attack_rate(3, 40, attacker, 0.8) for attacker in range(200)]
+    assert 0.1 < min(rates) < 0.11
+    assert 0.75 < max(rates) <= 0.8
+    assert sorted(rates)[100] == pytest.approx(0.1 * 8**0.5, rel=0.2)  # evenly in the logarithm
+    assert rates[7] == attack_rate(3, 40, 7, 0.8)
 
 
 def test_moments_of_one_kind_of_step_are_not_taken_into_another(llama: Tiny) -> None:
