@@ -123,6 +123,7 @@ def test_over_forgetting_that_makes_the_records_stand_out_is_caught(tmp_path: Pa
     """Gradient ascent without an anchor: the records become far less likely than for a model that never saw them."""
     model, tokenizer = source()
     knobs = {"forget_loss": {"type": "ga"}, "anchor": "none", "steps": 60, "stop": {"type": "steps"}}
+    knobs |= {"schedule": {"type": "stretch"}}
     forget, retain = (encode_records(records(name), tokenizer, 128) for name in ("forget", "retain"))
     unlearn(model, tokenizer, forget, retain, METHOD_REQUEST.validate_python(knobs).resolve(32), seed=1)
     checks = judged(saved(model, tmp_path / "result"))
