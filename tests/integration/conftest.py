@@ -84,9 +84,11 @@ def upload(http: httpx.Client, purpose: str, lines: str) -> str:
     return str(ok(http.post(f"/datasets?purpose={purpose}", content=lines.encode(), headers=headers), 201)["id"])
 
 
-def wait(http: httpx.Client, job_id: str, until: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+def wait(
+    http: httpx.Client, job_id: str, until: Callable[[dict[str, Any]], bool], patience: float = PATIENCE
+) -> dict[str, Any]:
     """Poll a job until something holds of it; a job that takes for ever fails the test."""
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + patience
     while True:
         job: dict[str, Any] = ok(http.get(f"/unlearn-jobs/{job_id}"))
         if until(job):

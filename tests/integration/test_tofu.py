@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -29,6 +30,7 @@ TOFU = SHARED / "data" / "tofu" / "forget01.json"
 AUTHOR = 20
 RETAINED = 20
 STEPS = 150
+PATIENCE = 1800.0  # seconds
 
 pytestmark = pytest.mark.skipif(
     not (BASE.is_dir() and TOFU.is_file()),
@@ -70,7 +72,16 @@ def train_adapter(folder: Path) -> None:
     model.save_pretrained(str(folder))
 
 
-def test_an_author_is_forgotten_and_the_others_are_kept(http: httpx.Client, model_root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param({"schedule": {"cycles": 1, "rounds": 1}}, id="short"),
+        pytest.param({}, id="default", marks=pytest.mark.slow),
+    ],
+)
+def test_an_author_is_forgotten_and_the_others_are_kept(
+    http: httpx.Client, model_root: Path, tmp_path: Path, method: dict[str, Any]
+) -> None:
     shutil.copytree(BASE, model_root / "stories")
     ok(http.post("/base-models", json={"name": "stories260k", "source": "stories"}), 201)
     train_adapter(tmp_path)
@@ -78,8 +89,8 @@ def test_an_author_is_forgotten_and_the_others_are_kept(http: httpx.Client, mode
     lines = [json.dumps(record) + "\n" for record in records()]
     forget = upload(http, "forget", "".join(lines[:AUTHOR]))
     retain = upload(http, "retain", "".join(lines[AUTHOR:]))
-    body = {"adapter": "tofu", "forget_set": forget, "retain_set": retain, "seed": 7}
-    job = wait(http, ok(http.post("/unlearn-jobs", json=body), 202)["id"], finished)
+    body = {"adapter": "tofu", "forget_set": forget, "retain_set": retain, "seed": 7, "method": method}
+    job = wait(http, ok(http.post("/unlearn-jobs", json=body), 202)["id"], finished, PATIENCE)
     evaluation = ok(http.get(f"/unlearn-jobs/{job['id']}/evaluation"))
     assert evaluation["models"]["source"]["forget"]["probability"] > 0.85, "the adapter did not learn its records"
     assert job["status"] == "succeeded", evaluation["gate"]
