@@ -285,6 +285,30 @@ def test_every_attacker_draws_its_learning_rate() -> None:
     assert rates[7] == attack_rate(3, 40, 7, 0.8)
 
 
+def test_a_run_lets_attackers_take_turns_and_begin_anew_with_every_round(
+    llama: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Attack | None] = []
+    take = Stepper.step
+
+    def step(self: Stepper, forget: Any, retain: Any, rate: float, attack: Attack | None = None) -> Tensor:
+        seen.append(attack)
+        return take(self, forget, retain, rate, attack)
+
+    monkeypatch.setattr(Stepper, "step", step)
+    model, tokenizer = load(llama)
+    schedule = META.model_copy(update={"attack_steps": 2})
+    unlearn(model, tokenizer, *sets(tokenizer), method_of(schedule=schedule, steps=14), seed=3)
+    # ff(rr)sssf(rr)sssf
+    begins = [None if attack is None else attack.begins for attack in seen]
+    assert begins == [None, None, True, False, True, None, True, False, True, None]
+    first, other = seen[2], seen[4]
+    assert first is not None
+    assert other is not None
+    assert not set(first.batch) & set(other.batch)
+    assert first.learning_rate != other.learning_rate
+
+
 def test_moments_of_one_kind_of_step_are_not_taken_into_another(llama: Tiny) -> None:
     knobs = {"schedule": {"type": "cycles", "forget_steps": 2, "rehearsal_steps": 3}, "learning_rate": 1e-3}
     model, tokenizer = load(llama)
