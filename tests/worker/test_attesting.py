@@ -21,6 +21,7 @@ from app.datasets.tables import Dataset
 from app.evaluations.tables import EvaluationRow
 from app.jobs.tables import UnlearnJob
 from app.kit.signing import PrivateKey
+from app.methods import DEFAULT_POLICY
 from app.settings import get_settings
 from tests.conftest import SIGNING_KEY, forget_settings
 from tests.worker.conftest import FORGET_RECORDS, RETAIN_RECORDS, Tiny
@@ -51,7 +52,7 @@ def test_a_released_archive_verifies_and_the_stored_envelope_is_the_one_in_it(ll
     job = run_job(adapter)
     assert job.status == "succeeded", job.error
     proof = proof_of(job)
-    assert f"is the result of {job.id}, which passed policy default v3" in proof.sentence()
+    assert f"is the result of {job.id}, which passed policy default v{DEFAULT_POLICY.version}" in proof.sentence()
     stored = rows(Attestation)[0]
     assert (stored.job_id, stored.run_id, stored.version_id) == (job.id, job.run_id, versions(adapter)[1].id)
     assert stored.key_id == proof.key_id == SIGNING_KEY.public.key_id
