@@ -166,7 +166,7 @@ def test_a_run_whose_workers_were_killed_ends_with_the_same_bytes(llama: Tiny, h
 def test_a_run_that_stops_at_its_targets_keeps_the_same_point_after_an_interruption(
     llama: Tiny, happening: Interruption
 ) -> None:
-    rule = {"steps": 8, "stop": {"type": "targets", "every": 2, "patience": 10}}
+    rule = {"steps": 8, "stop": {"type": "targets", "every": 2, "patience": 10}, "schedule": {"type": "stretch"}}
     out_of_reach = {**OPEN, "training_max_forget_probability": 0}
     adapters = [add_tiny_adapter(llama, name) for name in ("one", "two")]
     whole = run_job(adapters[0], out_of_reach, rule)
