@@ -30,7 +30,10 @@ OPEN: dict[str, Any] = {
     "max_forget_nll_excess": None, "min_neighbour_probability_ratio": None, "max_general_nll_increase": None,
 }  # fmt: skip
 SHUT = {**OPEN, "min_retain_rouge_l_recall_ratio": 1}  # who repeats nothing before keeps nothing
-METHOD = {"steps": 4, "forget_batch_size": 4, "retain_batch_size": 4, "max_length": 96, "stop": {"type": "steps"}}
+METHOD = {
+    "steps": 4, "forget_batch_size": 4, "retain_batch_size": 4, "max_length": 96, "stop": {"type": "steps"},
+    "schedule": {"type": "stretch"},
+}  # fmt: skip
 
 
 def add_tiny_adapter(tiny: Tiny, name: str = "support-bot", base_bytes: bytes | None = None) -> Adapter:

@@ -22,6 +22,9 @@ from worker.unlearning.lora import WEIGHTS_FILE, adapter_state
 
 AUDIT_POLICY = POLICIES["audit"]
 METHOD = blur_method(learning_rate=5e-3, retain_batch_size=1)
+UNJUDGED = DEFAULT_POLICY.model_copy(
+    update={"max_resurfaced_probability": None, "max_resurfaced_extraction_strength": None}
+)
 JUDGED = AUDIT_POLICY.model_copy(update={"max_resurfaced_probability": 0.03})
 
 
@@ -103,7 +106,7 @@ def test_base_model_is_trained_with_a_fresh_adapter(llama: Tiny, folder: Path) -
 
 
 def test_short_look_where_nothing_is_judged(llama: Tiny, folder: Path) -> None:
-    found = Resurfacing().run(masked(make_subject(llama, folder, policy=DEFAULT_POLICY, method=METHOD), folder))
+    found = Resurfacing().run(masked(make_subject(llama, folder, policy=UNJUDGED, method=METHOD), folder))
     assert not found.checks
     assert list(values(found, "result")) == [BEFORE, "learning rate 0.005, 4 steps"]
     assert {measure.model for measure in found.measures} == {"result"}
@@ -111,7 +114,7 @@ def test_short_look_where_nothing_is_judged(llama: Tiny, folder: Path) -> None:
 
 def test_short_look_ends_early_on_a_large_retain_set(llama: Tiny, folder: Path) -> None:
     records = {"forget": FORGET_RECORDS, "retain": RETAIN_RECORDS * 10}
-    found = Resurfacing().run(make_subject(llama, folder, method=METHOD, records=records))
+    found = Resurfacing().run(make_subject(llama, folder, policy=UNJUDGED, method=METHOD, records=records))
     assert f"learning rate 0.005, {LIGHT[0].most_steps} steps" in values(found, "result")
 
 
