@@ -391,9 +391,9 @@ def test_a_holder_that_was_fenced_while_it_worked_releases_nothing(
     adapter = add_tiny_adapter(llama)
     job = tiny_job(adapter)
 
-    def fenced_at_the_last_moment(*args: Any) -> None:
+    def fenced_at_the_last_moment(*args: Any, **named: Any) -> None:
         change(Run, job.run_id, attempt=2)
-        register(*args)
+        register(*args, **named)
 
     monkeypatch.setattr("worker.recipe.register", fenced_at_the_last_moment)
     execute(job.run_id, "w", get_settings(), carry_out)
