@@ -116,9 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=_positive, default=16, metavar="N", help="sequences per pass (default 16)")
     add("--max-new-tokens", type=_positive, default=128, metavar="N", help="cap per answer (default 128)")
     add("--answers", type=_positive, metavar="N", help="also show the first N greedy answers of each set")
-    add("--train-on", metavar="NAME", help="then train the adapter on this set, and score all sets again")
+    add("--train-on", metavar="NAME", help="then train the adapter, if any, on this set, and score all sets again")
     add("--epochs", type=_positive, default=3, metavar="N", help="of that training (default 3)")
-    add("--learning-rate", type=float, default=5e-4, metavar="R", help="of its AdamW, constant (default 5e-4)")
+    add("--learning-rate", type=_rate, default=5e-4, metavar="R", help="of its AdamW, constant (default 5e-4)")
     add("--threads", type=_positive, metavar="N", help="CPU threads (default: torch decides)")
     add("--json", type=Path, metavar="OUT", help="also write the result as JSON")
     return parser
@@ -128,6 +128,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _rate(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError("must be above 0 and at most 1")
     return number
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.adapters.tables import Adapter
 from app.audit.record import append
-from app.datasets.intake import Intake, Limits, Stored, salt_of, salted_digest
+from app.datasets.intake import Intake, Limits, salt_of, salted_digest
 from app.datasets.remainder import Remainder
 from app.datasets.tables import Dataset
 from app.kit.crypto import CryptoError
@@ -85,26 +85,9 @@ def _copy(before: Dataset, left: Remainder) -> Dataset | None:
         with Intake(storage(), settings.key_ring, before.tenant_id, salt, limits) as intake:
             for line in left.lines():
                 intake.feed(line + b"\n")
-            return _row(before, intake.finish())
+            return Dataset.of(intake.finish(), before.tenant_id, before.purpose, before.purge_at)
     except Invalid:  # it would be empty
         return None
-
-
-def _row(before: Dataset, stored: Stored) -> Dataset:
-    return Dataset(
-        id=stored.dataset_id,
-        tenant_id=before.tenant_id,
-        purpose=before.purpose,
-        records=stored.records,
-        duplicates=stored.duplicates,
-        size=stored.bytes,
-        sha256=stored.sha256,
-        blob_key=stored.blob_key,
-        digests_key=stored.digests_key,
-        key_id=stored.wrapped.key_id,
-        wrapped_key=stored.wrapped.ciphertext,
-        purge_at=before.purge_at,
-    )
 
 
 def discard_unless_held(reduced: Reduced | None) -> None:

@@ -160,20 +160,8 @@ class DatasetService:
             self._storage.delete(key)
 
     def _dataset(self, purpose: Purpose, stored: Stored, purge_at: datetime | None = None) -> Dataset:
-        return Dataset(
-            id=stored.dataset_id,
-            tenant_id=self._tenant_id,
-            purpose=purpose,
-            records=stored.records,
-            duplicates=stored.duplicates,
-            size=stored.bytes,
-            sha256=stored.sha256,
-            blob_key=stored.blob_key,
-            digests_key=stored.digests_key,
-            key_id=stored.wrapped.key_id,
-            wrapped_key=stored.wrapped.ciphertext,
-            purge_at=purge_at or func.now() + timedelta(days=self._settings.retention_days(purpose)),
-        )
+        usual = func.now() + timedelta(days=self._settings.retention_days(purpose))
+        return Dataset.of(stored, self._tenant_id, purpose, purge_at or usual)
 
 
 def present(dataset: Dataset) -> DatasetRead:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, LargeBinary, RowMapping, func
+from sqlalchemy import BigInteger, CheckConstraint, ColumnElement, ForeignKey, LargeBinary, RowMapping, func
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.data_keys.columns import wrapped_under
-from app.datasets.intake import context
+from app.datasets.intake import Stored, context
 from app.kit.db import Base
 
 
@@ -44,3 +44,23 @@ class Dataset(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     purge_at: Mapped[datetime] = mapped_column(index=True)
     purged_at: Mapped[datetime | None]
+
+    @classmethod
+    def of(
+        cls, stored: Stored, tenant_id: str, purpose: str, purge_at: datetime | ColumnElement[datetime]
+    ) -> Dataset:
+        """The row of a dataset whose blobs are in place."""
+        return cls(
+            id=stored.dataset_id,
+            tenant_id=tenant_id,
+            purpose=purpose,
+            records=stored.records,
+            duplicates=stored.duplicates,
+            size=stored.bytes,
+            sha256=stored.sha256,
+            blob_key=stored.blob_key,
+            digests_key=stored.digests_key,
+            key_id=stored.wrapped.key_id,
+            wrapped_key=stored.wrapped.ciphertext,
+            purge_at=purge_at,
+        )

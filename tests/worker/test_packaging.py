@@ -267,6 +267,31 @@ def test_reproduce_shows_answers_only_when_asked(
     assert FORGET_RECORDS[0]["completion"].strip() in capsys.readouterr().out
 
 
+def test_reproduce_trains_the_adapter_further_and_scores_it_again(
+    llama: Tiny, released: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained(*more: str) -> dict[str, Any]:
+        found = reproduce(llama, released, str(released / "adapter"), "--train-on", "retain", *more)
+        scores: dict[str, Any] = found["trained"]["sets"]
+        assert {name: kept["probability"] for name, kept in found["sets"].items()} == before
+        return {name: score["probability"] for name, score in scores.items()}
+
+    plain = reproduce(llama, released, str(released / "adapter"))
+    assert "trained" not in plain
+    before = {name: score["probability"] for name, score in plain["sets"].items()}
+    short, long = trained("--epochs", "1"), trained("--epochs", "9", "--learning-rate", "5e-3")
+    assert before["retain"] < short["retain"] < long["retain"]
+    assert "after 9 epochs of training on retain" in capsys.readouterr().out
+    assert "trained" not in reproduce(llama, released, "none", "--train-on", "retain")
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "2"])
+def test_reproduce_refuses_a_learning_rate_that_is_none(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--base", ".", "--adapter", "none", "--set", "forget=f", "--learning-rate", rate])
+    assert "must be above 0 and at most 1" in capsys.readouterr().err
+
+
 def test_reproduce_reads_nothing_but_the_known_files(llama: Tiny, released: Path) -> None:
     hostile = released / "hostile.tar.gz"
     with tarfile.open(hostile, "w:gz") as archive:
@@ -293,6 +318,7 @@ def test_reproduce_reads_nothing_but_the_known_files(llama: Tiny, released: Path
         (["--set", "forget=forget.jsonl", "--adapter", "list.jsonl"], "not a .tar.gz"),
         (["--set", "forget=forget.jsonl", "--adapter", "empty"], "no adapter_model.safetensors"),
         (["--set", "forget=forget.jsonl", "--base", "empty"], "no config.json"),
+        (["--set", "forget=forget.jsonl", "--train-on", "kept"], "--train-on kept names none of the sets"),
     ],
 )
 def test_reproduce_explains_unusable_inputs_and_quotes_no_record(
